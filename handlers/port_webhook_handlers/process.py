@@ -1,0 +1,126 @@
+"""Detached processes on this machine: start, recognise, stop.
+
+A process is recognised by its id *and* its start time, because ids are reused. Children are started in
+a session of their own with their streams in files: a stream inherited from `pulumi up` would keep that
+command waiting until the child ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """What tells one process of this machine from every other, past and present.
+
+    Attributes:
+        pid: process id.
+        start_time: seconds since the epoch at which the operating system started it.
+    """
+
+    pid: int
+    start_time: float
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """Identity of a living process.
+
+        Raises:
+            ProcessLookupError: no such process, or it has ended.
+        """
+        import psutil
+
+        try:
+            process = psutil.Process(pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                raise ProcessLookupError(pid)
+            return cls(pid, process.create_time())
+        except psutil.NoSuchProcess as error:
+            raise ProcessLookupError(pid) from error
+
+    def is_alive(self) -> bool:
+        """Whether this very process still runs (a zombie does not)."""
+        try:
+            # Two readings of one start time may differ by the clock's last digit.
+            return abs(ProcessIdentity.of(self.pid).start_time - self.start_time) < 0.05
+        except ProcessLookupError:
+            return False
+
+    def terminate(self, grace_seconds: float = 10.0) -> bool:
+        """Ends the process and its descendants: SIGTERM to it, SIGKILL to what is left after the grace.
+
+        Returns:
+            Whether it was running.
+        """
+        import psutil
+
+        if not self.is_alive():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            family = [*process.children(recursive=True), process]
+            process.terminate()
+            _, alive = psutil.wait_procs([process], timeout=grace_seconds)
+        except psutil.NoSuchProcess:
+            return True
+        for member in [*alive, *family]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=5)
+        return True
+
+
+def spawn_detached(
+    command: Sequence[str],
+    *,
+    log_file: Path,
+    environment: Mapping[str, str] | None = None,
+    working_directory: Path | None = None,
+    pass_fds: Sequence[int] = (),
+) -> ProcessIdentity:
+    """Starts a process that outlives its starter and shares no stream with it.
+
+    Args:
+        command: program and arguments; never a secret, since every user can list them.
+        log_file: receives standard output and standard error, appended; created with mode 0600.
+        environment: the whole environment of the process; by default that of this one.
+        working_directory: by default that of this process.
+        pass_fds: file descriptors that the process keeps.
+
+    Raises:
+        OSError: the program cannot be started or the log cannot be written.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            env=None if environment is None else dict(environment),
+            cwd=working_directory,
+            start_new_session=True,
+            pass_fds=tuple(pass_fds),
+            close_fds=True,
+        )
+    finally:
+        os.close(descriptor)
+    # Nobody waits for it here: its own session's leader is adopted when this process ends.
+    process.returncode = 0
+    return ProcessIdentity.of(process.pid)
+
+
+def tail(log_file: Path, lines: int = 20) -> str:
+    """The last lines of a log, for an error message; empty if there is none."""
+    try:
+        text = log_file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
