@@ -16,6 +16,8 @@ MAX_DIGITS: Final = 308
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_LONG_RUN: Final = b"0" * (MAX_DIGITS + 1)
+_DIGITS_TO_ZERO: Final = bytes.maketrans(b"123456789", b"0" * 9)
 _STEP: Final = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -55,7 +57,9 @@ def strict_json(body: bytes, max_depth: int = MAX_DEPTH, max_bytes: int | None =
     if body.count(b"[") + body.count(b"{") > max_depth and _depth(body) > max_depth:
         raise StrictJsonError("too_deep", f"the body nests deeper than {max_depth} levels")
     try:
-        value: object = _DECODER.decode(text)
+        # A function per integer costs as much as the rest of the parse, so only suspect bodies pay for it.
+        suspect = _LONG_RUN in body.translate(_DIGITS_TO_ZERO)
+        value: object = (_CAREFUL if suspect else _FAST).decode(text)
     except StrictJsonError:
         raise
     except json.JSONDecodeError as error:
@@ -64,7 +68,7 @@ def strict_json(body: bytes, max_depth: int = MAX_DEPTH, max_bytes: int | None =
         ) from None
     except RecursionError:
         raise StrictJsonError("too_deep", "the body nests deeper than this process can parse") from None
-    if _SURROGATE_ESCAPE.search(text):
+    if "\\u" in text and _SURROGATE_ESCAPE.search(text):
         _refuse_lone_surrogates(value)
     return value
 
@@ -105,6 +109,9 @@ def _float(digits: str) -> float:
     return value
 
 
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_float
+_FAST: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_float
+)
+_CAREFUL: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_float, parse_int=_integer
 )
