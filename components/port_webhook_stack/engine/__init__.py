@@ -1,0 +1,9 @@
+"""Finds or makes a Pulumi CLI: on PATH, downloaded, or built from its published Go module.
+
+The version is pinned once, in `go.mod` beside this file. What was downloaded or built is cached for the
+user, outside every clone.
+"""
+
+from port_webhook_stack.engine.resolve import Engine, EngineError, pinned_version, resolve
+
+__all__ = ["Engine", "EngineError", "pinned_version", "resolve"]
