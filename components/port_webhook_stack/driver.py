@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -80,6 +81,16 @@ def environment_for(project: Path, stack: str, engine: Engine) -> dict[str, str]
     scripts = [str(engine.executable.parent), str(Path(sys.executable).parent)]
     values["PATH"] = os.pathsep.join([*scripts, os.environ.get("PATH", os.defpath)])
     return values
+
+
+def forget_backend(project: Path) -> None:
+    """Removes the clone's own backend if no stack is left in it."""
+    root = project / ".state"
+    if not any(root.glob("pulumi/.pulumi/stacks/*/*.json")):
+        for name in ("pulumi", "pulumi-home"):
+            shutil.rmtree(root / name, ignore_errors=True)
+    if root.is_dir() and not any(root.iterdir()):
+        root.rmdir()
 
 
 class StackDriver:

@@ -60,6 +60,9 @@ class Settings:
     """
 
     stack: str
+    project: Path
+    state_dir: Path
+    base_url: str | None = None
     target: Literal["local"] = "local"
     region: Region | None = "local"
     client_id: str | None = None
@@ -94,7 +97,7 @@ class Settings:
         values, secret_keys = stack_configuration()
         stack = pulumi.get_stack()
         _refuse_published_passphrase(stack, values)
-        return parse(stack, values, secret_keys, os.environ)
+        return parse(stack, values, secret_keys, os.environ, project_folder())
 
 
 def stack_configuration() -> tuple[dict[str, str], frozenset[str]]:
@@ -107,7 +110,11 @@ def stack_configuration() -> tuple[dict[str, str], frozenset[str]]:
 
 
 def parse(
-    stack: str, values: Mapping[str, str], secret_keys: frozenset[str], environment: Mapping[str, str]
+    stack: str,
+    values: Mapping[str, str],
+    secret_keys: frozenset[str],
+    environment: Mapping[str, str],
+    project: Path,
 ) -> Settings:
     """Validates configuration values (JSON text by full key, as the engine passes them).
 
@@ -129,6 +136,9 @@ def parse(
         )
     settings = Settings(
         stack=stack,
+        project=project,
+        state_dir=project / (reader.provider("stateDir", "PORT_STATE_DIR") or f".state/{stack}"),
+        base_url=base_url,
         target="local",
         region=region,  # type: ignore[arg-type]  # the provider refuses another region by name
         client_id=reader.provider("clientId", "PORT_CLIENT_ID"),

@@ -1,0 +1,41 @@
+# Two commands do everything: `make up` and `make test`. The rest is for people who develop this project.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help up down status base dev test lint format lock
+
+help: ## List the targets.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+up: base ## Stand up the local stack and run its first action, end to end.
+	@$(BIN)/port-webhook up
+	@$(BIN)/port-webhook run deploy_microservice --entity cart -i version=1.4.2 --follow
+	@$(BIN)/port-webhook status
+
+down: base ## Remove the local stack: processes, files and objects in local Port.
+	@$(BIN)/port-webhook down
+
+status: base ## Show what runs.
+	@$(BIN)/port-webhook status
+
+test: dev lint ## Run every test; what is skipped is printed with its reason.
+	@$(BIN)/python -m port_webhook_stack.engine
+	@$(BIN)/pytest
+
+lint: dev ## Ruff and mypy --strict.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy components/port_webhook_stack handlers/port_webhook_handlers localport/port_webhook_localport __main__.py
+
+format: dev ## Let ruff format and fix.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: dev ## Rewrite the lock files; UPGRADE=--upgrade takes newer versions.
+	@requirements/lock.sh $(UPGRADE)
+
+base:
+	@$(PYTHON) tools/bootstrap.py base
+
+dev:
+	@$(PYTHON) tools/bootstrap.py dev

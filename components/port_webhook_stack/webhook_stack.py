@@ -1,0 +1,255 @@
+"""The facade: secrets → listener → verification → definitions in Port, in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pulumi
+from port_webhook_handlers.bundle import Bundle, BundleError, build
+
+from port_webhook_handlers.port.regions import API_BASE_URLS
+from port_webhook_stack.errors import DefinitionsError, SettingsError, StackError
+from port_webhook_stack.listener.local import LocalListener
+from port_webhook_stack.port.resources import Action, Automation, Blueprint, Entity, LocalPort, Secret
+from port_webhook_stack.secrets_store.local import LocalSecretsStore
+from port_webhook_stack.settings import MODULE, Settings
+from port_webhook_stack.verification import Verification
+
+ROUTE_PREFIX = "route:"
+PORT_API_PREFIX = "port-api:"
+
+Definition = Mapping[str, Any]
+"""Body of an action or automation as Port's API takes it."""
+
+
+class WebhookStack(pulumi.ComponentResource):
+    """A complete webhook backend for Port: one of these per environment.
+
+    Every object in Port depends on the verified listener, so Port never points at something that does not verify.
+    """
+
+    url: pulumi.Output[str]
+    """Base URL at which Port reaches the listener, without a trailing slash."""
+
+    digest: str
+    """Digest of the bundle of handlers."""
+
+    definitions: Mapping[str, Definition]
+    """Bodies of all actions and automations by identifier, URLs still symbolic."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        *,
+        blueprints: Sequence[Mapping[str, Any]] = (),
+        entities: Sequence[Mapping[str, Any]] = (),
+        definitions: Sequence[Definition] = (),
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """
+        Args:
+            name: Pulumi's name of the component, prefix of its children's.
+            settings: the checked stack configuration.
+            blueprints: bodies of the blueprints that handlers and definitions use; created or only checked,
+                as `settings.blueprints` says. One that has a relation comes after the one it points at.
+            entities: entities to create, each with its `blueprint`.
+            definitions: actions and automations beside those of the handlers.
+            opts: options of the component.
+
+        Raises:
+            StackError: settings, handlers and definitions do not fit together. Nothing was registered yet.
+        """
+        bundle = _build(settings)
+        _require_secrets(settings, bundle)
+        self.definitions = _merge(bundle.definitions, definitions)
+        _lint(settings, self.definitions, blueprints, bundle)
+
+        super().__init__("port-webhook:index:WebhookStack", name, {}, opts)
+        self._name = name
+        self._settings = settings
+        local_port = LocalPort(f"{name}-port", opts=self._child()) if settings.is_local_port else None
+        organisation = _organisation(settings, local_port)
+        signing = _signing_secrets(settings, organisation)
+        reporter = settings.api_credentials
+
+        store = LocalSecretsStore(
+            f"{name}-secrets",
+            signing=signing,
+            api={"clientId": reporter.client_id, "clientSecret": reporter.client_secret}
+            if reporter
+            else organisation,
+            decryption=list(settings.decryption_keys) or [organisation["clientSecret"]],
+            secrets=settings.secrets,
+            opts=self._child(),
+        )
+        listener = LocalListener(
+            f"{name}-listener",
+            digest=bundle.digest,
+            secrets_version=store.version,
+            port=settings.listener.port,
+            public_url=settings.listener.public_url,
+            limits={
+                "sync_deadline_seconds": settings.listener.sync_deadline_seconds,
+                "tolerance_seconds": settings.listener.tolerance_seconds,
+            },
+            handler_settings=settings.handler_settings,
+            opts=self._child(),
+        )
+        self.digest = bundle.digest
+        self.url = (
+            pulumi.Output.from_input(settings.listener.public_url)
+            if settings.listener.public_url
+            else listener.url
+        )
+        proof: list[pulumi.Resource] = [listener]
+        if settings.verify == "http":
+            proof = [
+                Verification(
+                    f"{name}-verification",
+                    url=self.url,
+                    digest=bundle.digest,
+                    secrets_version=store.version,
+                    signing_secret=signing[0]["value"],
+                    opts=self._child(),
+                )
+            ]
+        # What is stored in Port goes before the local Port that stores it.
+        before = [local_port] if local_port else []
+        catalogue = self._blueprints(blueprints, before)
+        self._entities(entities, catalogue, before)
+        port_secrets = [
+            Secret(f"{name}-secret-{secret}", secret, value, opts=self._child(before))
+            for secret, value in settings.port_secrets.items()
+        ]
+        self._actions([*proof, *catalogue.values(), *port_secrets, *before])
+        self.register_outputs({"url": self.url, "digest": self.digest})
+
+    def _child(self, depends_on: Sequence[pulumi.Resource] = ()) -> pulumi.ResourceOptions:
+        return pulumi.ResourceOptions(parent=self, depends_on=list(depends_on))
+
+    def _blueprints(
+        self, bodies: Sequence[Mapping[str, Any]], before: Sequence[pulumi.Resource]
+    ) -> dict[str, Blueprint]:
+        made: dict[str, Blueprint] = {}
+        for body in bodies:
+            targets = [relation["target"] for relation in body.get("relations", {}).values()]
+            made[body["identifier"]] = Blueprint(
+                f"{self._name}-blueprint-{body['identifier']}",
+                body,
+                manage=self._settings.blueprints,
+                force_destroy=self._settings.force_destroy,
+                opts=self._child([*before, *(made[target] for target in targets if target in made)]),
+            )
+        return made
+
+    def _entities(
+        self,
+        bodies: Sequence[Mapping[str, Any]],
+        catalogue: Mapping[str, Blueprint],
+        before: Sequence[pulumi.Resource],
+    ) -> None:
+        for body in bodies:
+            owner = catalogue.get(str(body["blueprint"]))
+            Entity(
+                f"{self._name}-entity-{body['blueprint']}-{body['identifier']}",
+                body,
+                opts=self._child([*before, *([owner] if owner else [])]),
+            )
+
+    def _actions(self, depends_on: Sequence[pulumi.Resource]) -> None:
+        for identifier, body in self.definitions.items():
+            kind = Automation if body.get("trigger", {}).get("type") == "automation" else Action
+            noun = "automation" if kind is Automation else "action"
+            kind(f"{self._name}-{noun}-{identifier}", self._resolve(body), opts=self._child(depends_on))
+
+    def _resolve(self, body: Definition) -> dict[str, Any]:
+        """Puts addresses in place of symbolic ones."""
+        method = dict(body.get("invocationMethod", {}))
+        url = method.get("url")
+        if isinstance(url, str) and url.startswith(ROUTE_PREFIX):
+            path = f"/webhooks/{quote(url.removeprefix(ROUTE_PREFIX), safe='')}"
+            method["url"] = pulumi.Output.concat(self.url, path)
+        elif isinstance(url, str) and url.startswith(PORT_API_PREFIX):
+            # Local Port recognises this address as its own, so its real one, which can move, is not in the state.
+            base = API_BASE_URLS.get(self._settings.region or "", self._settings.base_url)
+            method["url"] = f"{base or API_BASE_URLS['eu']}{url.removeprefix(PORT_API_PREFIX)}"
+        return {**body, "invocationMethod": method}
+
+
+def _build(settings: Settings) -> Bundle:
+    if not settings.handlers:
+        raise SettingsError(
+            f"{MODULE}:handlers",
+            "names no handler",
+            "List modules or files with decorated functions, for example port_webhook_handlers.bundled.deploy",
+        )
+    handlers: list[str | Path] = [
+        settings.project / handler if handler.endswith(".py") or "/" in handler else handler
+        for handler in settings.handlers
+    ]
+    try:
+        return build(handlers, settings.state_dir / "bundles")
+    except BundleError as error:
+        raise StackError(f"{MODULE}:handlers: {error}") from error
+
+
+def _require_secrets(settings: Settings, bundle: Bundle) -> None:
+    for name, route in bundle.routes.items():
+        for secret in route.get("secrets", []):
+            if secret not in settings.secrets:
+                raise SettingsError(
+                    f"{MODULE}:secrets.{secret}",
+                    f"is missing, and the handler {name} needs it",
+                    f"Run `pulumi config set --secret --path '{MODULE}:secrets.{secret}'`",
+                )
+
+
+def _merge(ours: Mapping[str, Definition], others: Sequence[Definition]) -> dict[str, Definition]:
+    merged = dict(ours)
+    for body in others:
+        identifier = str(body.get("identifier", ""))
+        if not identifier:
+            raise DefinitionsError("a definition has no identifier: every action and automation needs one")
+        if identifier in merged:
+            raise DefinitionsError(f"{identifier}: two definitions have this identifier; rename one of them")
+        merged[identifier] = body
+    return merged
+
+
+def _lint(
+    settings: Settings,
+    definitions: Mapping[str, Definition],
+    blueprints: Sequence[Mapping[str, Any]],
+    bundle: Bundle,
+) -> None:
+    for identifier, body in definitions.items():
+        url = body.get("invocationMethod", {}).get("url")
+        if isinstance(url, str) and url.startswith(ROUTE_PREFIX):
+            route = url.removeprefix(ROUTE_PREFIX)
+            if route not in bundle.routes:
+                raise DefinitionsError(
+                    f"{identifier}: invocationMethod.url: the listener has no route {route!r}; "
+                    f"its routes: {', '.join(sorted(bundle.routes))}"
+                )
+
+
+def _organisation(settings: Settings, local_port: LocalPort | None) -> dict[str, pulumi.Input[str]]:
+    if local_port:
+        return {"clientId": local_port.client_id, "clientSecret": local_port.client_secret}
+    return {"clientId": settings.client_id or "", "clientSecret": settings.client_secret or ""}
+
+
+def _signing_secrets(
+    settings: Settings, organisation: Mapping[str, pulumi.Input[str]]
+) -> list[dict[str, pulumi.Input[Any]]]:
+    if not settings.signing_secrets:
+        # Port signs with the organisation's client secret.
+        return [{"value": organisation["clientSecret"]}]
+    return [
+        {"value": secret.value, **({"notAfter": secret.not_after} if secret.not_after else {})}
+        for secret in settings.signing_secrets
+    ]
