@@ -30,9 +30,13 @@ def main(profile: str) -> int:
             "Name another one: make PYTHON=python3.12 …"
         )
     VENV.mkdir(exist_ok=True)
-    with (VENV / ".lock").open("w") as lock:
+    # The folder itself is the lock: `make` in two terminals must not install twice at once.
+    lock = os.open(ROOT, os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return install(profile)
+    finally:
+        os.close(lock)
 
 
 def install(profile: str) -> int:

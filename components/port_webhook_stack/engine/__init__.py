@@ -4,6 +4,6 @@ The version is pinned once, in `go.mod` beside this file. What was downloaded or
 user, outside every clone.
 """
 
-from port_webhook_stack.engine.resolve import Engine, EngineError, pinned_version, resolve
+from port_webhook_stack.engine.resolver import Engine, EngineError, pinned_version, resolve
 
 __all__ = ["Engine", "EngineError", "pinned_version", "resolve"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from port_webhook_stack.engine.resolve import EngineError, resolve
+from port_webhook_stack.engine.resolver import EngineError, resolve
 
 
 def _report(message: str) -> None:

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from port_webhook_stack.errors import SettingsError
+from port_webhook_stack.settings import Settings, parse
+
+PLANTED = "planted-secret-value"
+
+
+def settings(
+    values: Mapping[str, object] | None = None,
+    *,
+    provider: Mapping[str, str] | None = None,
+    secret: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings from plain values, as the engine would pass them."""
+    texts = {
+        f"port-webhook:{key}": value
+        for key, value in ({"region": "local"} if provider is None else provider).items()
+    }
+    for key, value in (values or {}).items():
+        texts[f"port-webhook-stack:{key}"] = value if isinstance(value, str) else json.dumps(value)
+    keys = frozenset(f"port-webhook-stack:{key}" for key in secret)
+    return parse("dev", texts, keys, environment or {}, Path("/project"))
+
+
+def test_the_smallest_stack_file_is_enough() -> None:
+    found = settings()
+    assert found.is_local_port
+    assert found.blueprints == "create"
+    assert found.state_dir == Path("/project/.state/dev")
+    assert found.listener.port == 0
+
+
+def test_outside_local_blueprints_are_only_checked() -> None:
+    provider = {"region": "us", "clientId": "id", "clientSecret": "s"}
+    found = settings({"listener": {"publicUrl": "https://hooks.example.com/"}}, provider=provider)
+    assert found.blueprints == "existing"
+    assert found.listener.public_url == "https://hooks.example.com"
+
+
+def test_credentials_come_from_the_environment_too() -> None:
+    environment = {"PORT_REGION": "eu", "PORT_CLIENT_ID": "id", "PORT_CLIENT_SECRET": PLANTED}
+    found = settings({"listener": {"publicUrl": "https://x.example"}}, provider={}, environment=environment)
+    assert (found.region, found.client_id, found.client_secret) == ("eu", "id", PLANTED)
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "part"),
+    [
+        ({"hanlders": ["a"]}, "port-webhook-stack:hanlders", "did you mean handlers?"),
+        ({"target": "locl"}, "port-webhook-stack:target", "did you mean local?"),
+        ({"handlers": "a"}, "port-webhook-stack:handlers", "a list of strings"),
+        ({"handlers": ["a", 1]}, "port-webhook-stack:handlers[1]", "not a string"),
+        ({"forceDestroy": "yes"}, "port-webhook-stack:forceDestroy", "true or false"),
+        ({"listener": {"prot": 1}}, "port-webhook-stack:listener.prot", "did you mean port?"),
+        ({"listener": {"port": 70000}}, "port-webhook-stack:listener.port", "1 to 65535"),
+        ({"listener": {"port": True}}, "port-webhook-stack:listener.port", "1 to 65535"),
+        ({"listener": {"publicUrl": "ftp://x"}}, "port-webhook-stack:listener.publicUrl", "https://"),
+        ({"listener": {"toleranceSeconds": 5}}, "port-webhook-stack:listener.toleranceSeconds", "30 to 900"),
+        ({"secrets": {"A": PLANTED}}, "port-webhook-stack:secrets.A", "pulumi config set --secret"),
+        ({"secrets": {"A": {"fromEnv": "NOPE"}}}, "port-webhook-stack:secrets.A.fromEnv", "NOPE"),
+        ({"secrets": {"A b": {"fromEnv": "HOME"}}}, "port-webhook-stack:secrets.A b", "letters, digits"),
+        ({"signingSecrets": [PLANTED]}, "port-webhook-stack:signingSecrets[0]", "plain text"),
+        ({"blueprints": "maybe"}, "port-webhook-stack:blueprints", "create or existing"),
+    ],
+)
+def test_an_error_names_its_key_and_the_remedy(values: Mapping[str, object], key: str, part: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(values)
+    assert str(caught.value).startswith(key)
+    assert part in str(caught.value)
+    assert PLANTED not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"signingSecrets": [{"valu": PLANTED}]}, "signingSecrets[0]"),
+        ({"signingSecrets": [{"value": PLANTED, "notAfter": "soon"}]}, "signingSecrets[0].notAfter"),
+        (
+            {"signingSecrets": [{"value": PLANTED, "notAfter": "2027-01-01T00:00:00"}]},
+            "signingSecrets[0].notAfter",
+        ),
+        ({"signingSecrets": [{"value": PLANTED, "until": "x"}]}, "signingSecrets[0].until"),
+        ({"apiCredentials": {"clientId": "a"}}, "apiCredentials.clientSecret"),
+        ({"decryptionKeys": [1]}, "decryptionKeys[0]"),
+        ({"secrets": [PLANTED]}, "secrets"),
+    ],
+)
+def test_errors_about_secrets_never_show_them(values: Mapping[str, object], key: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(values, secret=tuple(values))
+    assert str(caught.value).startswith(f"port-webhook-stack:{key}")
+    assert PLANTED not in str(caught.value)
+
+
+def test_secret_values_are_taken_and_not_shown() -> None:
+    found = settings(
+        {
+            "secrets": {"TOKEN": PLANTED},
+            "signingSecrets": [{"value": PLANTED, "notAfter": "2027-01-01T00:00:00Z"}],
+            "apiCredentials": {"clientId": "svc", "clientSecret": PLANTED},
+        },
+        secret=("secrets", "signingSecrets", "apiCredentials"),
+    )
+    assert found.secrets == {"TOKEN": PLANTED}
+    assert found.signing_secrets[0].value == PLANTED
+    assert PLANTED not in repr(found) + repr(found.signing_secrets) + repr(found.api_credentials)
+
+
+@pytest.mark.parametrize(
+    ("provider", "key"),
+    [
+        ({"region": "eup"}, "port-webhook:region"),
+        ({"region": "eu", "clientId": "a"}, "port-webhook:clientSecret"),
+        ({"region": "us", "clientSecret": "a"}, "port-webhook:clientId"),
+    ],
+)
+def test_port_cannot_be_reached_without_region_and_credentials(provider: Mapping[str, str], key: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings({"listener": {"publicUrl": "https://x.example"}}, provider=provider)
+    assert str(caught.value).startswith(key)
+
+
+def test_a_local_listener_behind_a_real_port_needs_a_tunnel() -> None:
+    with pytest.raises(SettingsError, match=r"listener\.publicUrl"):
+        settings(provider={"region": "eu", "clientId": "a", "clientSecret": "b"})
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=30), max_size=5))
+def test_any_configuration_is_taken_or_refused_by_name(values: dict[str, str]) -> None:
+    try:
+        settings(values)
+    except SettingsError as error:
+        assert str(error).startswith(("port-webhook-stack:", "port-webhook:"))
