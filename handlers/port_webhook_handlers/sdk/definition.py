@@ -1,0 +1,105 @@
+"""From a handler to Port's action document, and to its route in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from port_webhook_handlers.sdk.handler import Handler
+
+Json = dict[str, Any]
+
+
+def envelope(handler: Handler) -> Json:
+    """Template of the body that Port sends. The identifier is a literal: nothing outside the body is signed."""
+    context = {"action": handler.identifier, "runId": "{{ .run.id }}"}
+    if handler.kind == "automation":
+        return {"port_context": context, "event": "{{ .event }}", "trigger": "{{ .trigger }}"}
+    return {
+        "port_context": context,
+        "inputs": "{{ .inputs }}",
+        "entity": "{{ .entity }}",
+        "trigger": "{{ .trigger }}",
+    }
+
+
+def definition(handler: Handler) -> Json:
+    """Port's action document, with `route:NAME` in place of the address that only the stack knows."""
+    body: Json = {"identifier": handler.identifier}
+    _add(body, title=handler.title, description=handler.description, icon=handler.icon)
+    body["trigger"] = _automation(handler) if handler.kind == "automation" else _self_service(handler)
+    body["invocationMethod"] = {
+        "type": "WEBHOOK",
+        "url": f"route:{handler.identifier}",
+        "agent": handler.agent,
+        "synchronized": handler.mode == "sync",
+        "method": handler.method,
+        "headers": {"Content-Type": "application/json"},
+        "body": envelope(handler),
+    }
+    approval = handler.required_approval
+    _add(
+        body,
+        requiredApproval={"type": approval} if isinstance(approval, str) else approval,
+        approvalNotification=handler.approval_notification,
+        publish=handler.publish,
+        allowAnyoneToViewRuns=handler.allow_anyone_to_view_runs,
+    )
+    return body
+
+
+def route(handler: Handler, source: str) -> Json:
+    """The handler's entry in `manifest.json`.
+
+    Args:
+        source: `file:line`, relative to the bundle.
+    """
+    if handler.kind == "action":
+        schema, encrypted = handler.form.schema(), list(handler.form.encrypted)
+    else:
+        schema, encrypted = {"type": "object"}, []
+    return {
+        "kind": handler.kind,
+        "action": handler.identifier,
+        "method": handler.method,
+        "mode": handler.mode,
+        "scheme": handler.scheme,
+        "run_id_path": ["port_context", "runId"],
+        "inputs_schema": schema,
+        "encrypted_inputs": encrypted,
+        "handler": handler.target,
+        "timeout_seconds": handler.timeout_seconds,
+        "privilege_group": handler.privilege_group,
+        "on_interrupt": handler.on_interrupt,
+        "max_attempts": handler.max_attempts,
+        "max_concurrency": handler.max_concurrency,
+        "secrets": list(handler.secrets),
+        "source": source,
+    }
+
+
+def _self_service(handler: Handler) -> Json:
+    trigger: Json = {"type": "self-service", "operation": handler.operation}
+    condition = handler.condition
+    if condition is not None and not isinstance(condition, Mapping):
+        condition = {"type": "SEARCH", "combinator": "and", "rules": [dict(rule) for rule in condition]}
+    _add(
+        trigger,
+        blueprintIdentifier=handler.blueprint,
+        userInputs=handler.form.to_port(),
+        condition=None if condition is None else dict(condition),
+        actionCardButtonText=handler.card_button,
+        executeActionButtonText=handler.execute_button,
+    )
+    return trigger
+
+
+def _automation(handler: Handler) -> Json:
+    trigger: Json = {"type": "automation", "event": handler.trigger.to_json() if handler.trigger else {}}
+    if handler.condition:
+        trigger["condition"] = {"type": "JQ", "combinator": "and", "expressions": list(handler.condition)}
+    return trigger
+
+
+def _add(body: Json, **values: object) -> None:
+    body.update({key: value for key, value in values.items() if value is not None})
