@@ -156,6 +156,10 @@ class ProviderConfig(Protocol):
     def state_dir(self) -> Path:
         """The stack's folder for local state, absolute."""
 
+    @property
+    def port_is_gone(self) -> bool:
+        """Whether the local Port that this configuration was made for was removed, with all that was in it."""
+
 
 @dataclass
 class Context:
@@ -184,7 +188,7 @@ class ResourceHandler(Protocol):
 
     schema: Mapping[str, Any]
     """The type's entry in the package schema: `description`, `inputProperties`, `requiredInputs`,
-    `properties`, `required`."""
+    `properties`, `required`. Inputs that it does not list are refused before `check` is called."""
 
     secrets: frozenset[str]
     """Top-level properties that are secret in inputs and in state, whoever wrote them."""

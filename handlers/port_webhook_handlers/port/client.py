@@ -140,8 +140,8 @@ class PortClient:
     about the time to wait. Unless told otherwise, a POST is repeated only where Port cannot have acted on it.
 
     Args:
-        base_url: address of Port's API without `/v1`, or a function that gives it, which is asked again for
-            every attempt.
+        base_url: address of Port's API without `/v1`, or a function that gives it, which is asked again after
+            every failure to connect.
         client_id: Port's client id.
         client_secret: Port's client secret.
         attempts: how often a call is tried at most.
@@ -166,6 +166,7 @@ class PortClient:
         user_agent: str = "port-webhook-stack",
     ) -> None:
         self._base_url = base_url
+        self._url = ""
         self._client_id = client_id
         self._client_secret = client_secret
         self._attempts = attempts
@@ -193,8 +194,11 @@ class PortClient:
     @property
     def base_url(self) -> str:
         """Where Port's API is now, without a trailing slash."""
-        url = self._base_url if isinstance(self._base_url, str) else self._base_url()
-        return url.rstrip("/")
+        url = self._url
+        if not url:
+            url = self._base_url if isinstance(self._base_url, str) else self._base_url()
+            self._url = url = url.rstrip("/")
+        return url
 
     def close(self) -> None:
         """Close idle connections; a later call opens new ones."""
@@ -259,6 +263,7 @@ class PortClient:
                     repeat = safe
                     ambiguous = True
             except PortUnreachableError as failure:
+                self._url = ""
                 error = failure
                 # Without a token only the login failed, and that is always safe to repeat.
                 if token and failure.ambiguous:
