@@ -1,0 +1,115 @@
+"""What the deploy handler asks of a target: put one version of one service live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from port_webhook_handlers.sdk import SettingError
+
+Report = Callable[[str], None]
+
+
+class DeploymentError(Exception):
+    """The version did not go live; what ran before still runs. The message is for the run's page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A version that is live.
+
+    Attributes:
+        url: where it answers.
+        version: what was asked for.
+        revision: unique name of this deployment of the service.
+        replaced: revision that ran before; None if there was none.
+    """
+
+    url: str
+    version: str
+    revision: str
+    replaced: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """How one service is started, from the handler's settings.
+
+    In `command`, `artefact` and the values of `environment` these words in braces are replaced:
+    `{python}`, `{artefact}` (folder of the unpacked artefact), `{port}`, `{version}`.
+
+    Attributes:
+        command: program and arguments; no shell is involved.
+        artefact: path of a file, folder, ZIP archive or wheel; only `{version}` is replaced in it.
+        health: path that answers 2xx once the service works; None: it only has to stay alive.
+        environment: variables beside PORT and VERSION.
+        start_seconds: until it must be healthy.
+    """
+
+    command: tuple[str, ...]
+    artefact: str
+    health: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    start_seconds: float = 30
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], service: str) -> ServiceSpec:
+        """The spec of a service.
+
+        Raises:
+            SettingError: the service or a key is missing, unknown or of a wrong type; names the key.
+        """
+        services = settings.get("services")
+        if not isinstance(services, Mapping) or not isinstance(services.get(service), Mapping):
+            known = ", ".join(map(str, services)) if isinstance(services, Mapping) and services else "none"
+            raise SettingError(
+                f"services.{service}: the settings of this handler do not say how to start it "
+                f"(known: {known}); add command and artefact there"
+            )
+        values = services[service]
+        where = f"services.{service}"
+        if unknown := set(values) - {"command", "artefact", "health", "environment", "start_seconds"}:
+            raise SettingError(f"{where}.{min(unknown)}: unknown key; remove it")
+        command, environment = values.get("command"), values.get("environment", {})
+        artefact, health, seconds = (
+            values.get("artefact"),
+            values.get("health"),
+            values.get("start_seconds", 30),
+        )
+        if not isinstance(command, list) or not command or not _texts(command):
+            raise SettingError(f"{where}.command: must be a list of texts: the program and its arguments")
+        if not isinstance(artefact, str) or not artefact:
+            raise SettingError(f"{where}.artefact: must be the path of a file, folder, ZIP archive or wheel")
+        if health is not None and not (isinstance(health, str) and health.startswith("/")):
+            raise SettingError(f"{where}.health: must be a path that starts with /")
+        if not isinstance(environment, Mapping) or not _texts(environment.values()):
+            raise SettingError(f"{where}.environment: must map names to texts")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+            raise SettingError(f"{where}.start_seconds: must be a number above zero")
+        return cls(tuple(command), artefact, health, dict(environment), seconds)
+
+
+class Deployer(Protocol):
+    """A target that services are deployed to."""
+
+    def deploy(
+        self, service: str, version: str, spec: ServiceSpec, *, report: Report, timeout_seconds: float
+    ) -> Deployment:
+        """Puts a version live, in place of the one before.
+
+        Args:
+            service: identifier of the service entity.
+            version: what to deploy.
+            spec: how to start it.
+            report: takes one line for each step.
+            timeout_seconds: until it gives up and leaves the version before as it is.
+
+        Raises:
+            DeploymentError: the version is not live.
+            SettingError: the spec cannot be used.
+        """
+
+
+def _texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
