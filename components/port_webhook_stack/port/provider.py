@@ -36,10 +36,10 @@ REGISTRY: dict[str, str] = {
     "port-webhook:index:Blueprint": "port_webhook_stack.port.blueprints:Blueprint",
     "port-webhook:index:Entity": "port_webhook_stack.port.entities:Entity",
     "port-webhook:index:Secret": "port_webhook_stack.port.organization_secrets:Secret",
-    "port-webhook:index:Verification": "port_webhook_stack.verification.resource:Verification",
-    "port-webhook:local:Listener": "port_webhook_stack.listener.local_resource:Listener",
+    "port-webhook:index:Verification": "port_webhook_stack.verification_handler:VerificationHandler",
+    "port-webhook:local:Listener": "port_webhook_stack.listener.local_handler:LocalListenerHandler",
     "port-webhook:local:LocalPort": "port_webhook_stack.port.local_port:LocalPort",
-    "port-webhook:local:SecretsStore": "port_webhook_stack.secrets_store.local_resource:SecretsStore",
+    "port-webhook:local:SecretsStore": "port_webhook_stack.secrets_store.local_handler:LocalSecretsStoreHandler",
 }
 """Resource types and where their handler is, `module:class`; it is imported when the type is first used."""
 
