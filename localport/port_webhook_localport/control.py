@@ -1,0 +1,185 @@
+"""Start, find and stop the local Port of a folder.
+
+Standard library and psutil only, so that a deployment program can import it cheaply; the server runs in
+a process of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from port_webhook_handlers.process import ProcessIdentity, spawn_detached, tail
+from port_webhook_localport.home import Home, LocalPortError
+
+__all__ = ["Endpoint", "LocalPortError", "ensure_running", "status", "stop"]
+
+START_TIMEOUT_SECONDS = 20.0
+# Expressions of a definition can read the environment of the server, so it gets no more than it needs.
+_ENVIRONMENT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "PYTHONPATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Endpoint:
+    """A running local Port.
+
+    Attributes:
+        url: base URL without a trailing slash, `http://127.0.0.1:<port>`.
+        client_id, client_secret: credentials of its API.
+        admin_token: bearer token of its `/_local` routes.
+        pid: process id of the server.
+    """
+
+    url: str
+    client_id: str
+    client_secret: str
+    admin_token: str
+    pid: int
+
+    def __repr__(self) -> str:
+        return f"Endpoint(url={self.url!r}, client_id={self.client_id!r}, pid={self.pid})"
+
+
+def ensure_running(home: Path) -> Endpoint:
+    """Attaches to the local Port of a folder, or starts it and waits until it answers.
+
+    Args:
+        home: folder of its state, created with mode 0700 if missing. Credentials and port are made at
+            the first start and then kept.
+
+    Raises:
+        LocalPortError: the server did not come up; the message ends with the last lines of its log.
+    """
+    place = Home(home.absolute())
+    place.create()
+    with _locked(place.start_lock):
+        running = _find(place)
+        if running is not None:
+            return running.endpoint
+        _end_unresponsive(place)
+        return _start(place)
+
+
+def status(home: Path) -> Endpoint | None:
+    """The local Port of a folder if it runs and answers, else None."""
+    running = _find(Home(home.absolute()))
+    return running.endpoint if running else None
+
+
+def stop(home: Path) -> bool:
+    """Ends the local Port of a folder; its state, credentials and port stay for the next start.
+
+    Returns:
+        Whether it was running.
+    """
+    place = Home(home.absolute())
+    if not place.folder.is_dir():
+        return False
+    with _locked(place.start_lock):
+        recorded = _recorded(place)
+        if recorded is None:
+            return False
+        ended = recorded.identity.terminate(grace_seconds=10.0)
+        place.endpoint_file.unlink(missing_ok=True)
+        return ended
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    endpoint: Endpoint
+    identity: ProcessIdentity
+    nonce: str
+
+    def answers(self, timeout_seconds: float) -> bool:
+        """Whether the server at the recorded address is the recorded one."""
+        host, _, port = self.endpoint.url.removeprefix("http://").rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=timeout_seconds)
+        try:
+            connection.request("GET", "/_local/health")
+            body = json.loads(connection.getresponse().read(4096))
+            return isinstance(body, dict) and body.get("nonce") == self.nonce
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        finally:
+            connection.close()
+
+
+def _recorded(place: Home) -> _Recorded | None:
+    try:
+        record = json.loads(place.endpoint_file.read_text(encoding="utf-8"))
+        endpoint = Endpoint(
+            record["url"],
+            record["client_id"],
+            record["client_secret"],
+            record["admin_token"],
+            record["pid"],
+        )
+        return _Recorded(endpoint, ProcessIdentity(record["pid"], record["start_time"]), record["nonce"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _find(place: Home) -> _Recorded | None:
+    recorded = _recorded(place)
+    if recorded is None or not recorded.identity.is_alive():
+        return None
+    # A busy machine may need a second try; a process that is alive is not replaced lightly.
+    return recorded if recorded.answers(2.0) or recorded.answers(5.0) else None
+
+
+def _end_unresponsive(place: Home) -> None:
+    recorded = _recorded(place)
+    if recorded is not None:
+        recorded.identity.terminate(grace_seconds=3.0)
+        place.endpoint_file.unlink(missing_ok=True)
+
+
+def _start(place: Home) -> Endpoint:
+    place.credentials()
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    # -P: a file in the caller's working directory must not shadow a module of the server.
+    command = [sys.executable, "-P", "-m", "port_webhook_localport", "--home", str(place.folder)]
+    identity = spawn_detached(
+        command, log_file=place.log_file, environment=environment, working_directory=place.folder
+    )
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        recorded = _recorded(place)
+        if recorded is not None and recorded.identity.pid == identity.pid and recorded.answers(2.0):
+            return recorded.endpoint
+        if not identity.is_alive():
+            break
+        time.sleep(0.02)
+    ended = not identity.terminate(grace_seconds=1.0)
+    reason = "ended at once" if ended else f"did not answer within {START_TIMEOUT_SECONDS:g} s"
+    raise LocalPortError(
+        f"Local Port of {place.folder} {reason}. Its log, {place.log_file}, ends with:\n{tail(place.log_file)}"
+    )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

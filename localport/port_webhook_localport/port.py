@@ -1,0 +1,143 @@
+"""The state of one local Port, passed to every route."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from port_webhook_localport.encryption import unseal
+from port_webhook_localport.faults import Faults
+from port_webhook_localport.home import Credentials
+from port_webhook_localport.store import Store
+from port_webhook_localport.tokens import Tokens
+from port_webhook_localport.web import make_id
+
+MASK = "********"
+
+
+@dataclass(slots=True)
+class Settings:
+    """What the admin routes can change; back to these values after a restart or a reset.
+
+    Attributes:
+        token_lifetime_seconds: of the next token (Port: three hours).
+        rate_limit, rate_limit_period_seconds: calls per period of the organisation.
+        rate_limit_reset: unit of `x-ratelimit-reset`; sources about Port name both.
+        destination_check: refuse private webhook addresses as Port does.
+        delivery_timeout_seconds: for one delivery, connect to last byte.
+        hold_deliveries: keep invocations back until this is false again.
+        permissions_delay_seconds: an action's permissions appear this much after the action.
+    """
+
+    token_lifetime_seconds: float = 10_800.0
+    rate_limit: int = 100_000
+    rate_limit_period_seconds: float = 60.0
+    rate_limit_reset: str = "delay"
+    destination_check: bool = False
+    delivery_timeout_seconds: float = 30.0
+    hold_deliveries: bool = False
+    permissions_delay_seconds: float = 0.05
+
+
+@dataclass(slots=True)
+class RateWindow:
+    """Calls of the current period."""
+
+    started: float = field(default_factory=time.time)
+    used: int = 0
+
+
+class Port:
+    """Store, credentials and switches; knows which invocations wait for delivery."""
+
+    def __init__(self, store: Store, credentials: Credentials) -> None:
+        self.store = store
+        self.credentials = credentials
+        self.tokens = Tokens(store, credentials)
+        self.settings = Settings()
+        self.faults = Faults()
+        self.window = RateWindow()
+        self.calls: Counter[str] = Counter()
+        self.deliveries: deque[dict[str, Any]] = deque(maxlen=10_000)
+        self.kafka: dict[str, Any] | None = None
+        self.base_url = ""
+        # Proves that a call comes from an own invocation; never leaves this process but in such a call.
+        self.origin_key = secrets.token_hex(16)
+        self.stopping = asyncio.Event()
+        self._outgoing: list[str] = []
+        self._deliver: Callable[[str], None] | None = None
+        self._revision = 0
+
+    @property
+    def user_id(self) -> str:
+        """Id of the machine user that every token belongs to."""
+        return self.credentials.client_id
+
+    @property
+    def organization_id(self) -> str:
+        return str(self.organization()["id"])
+
+    def organization(self) -> dict[str, Any]:
+        """The organisation's document, made at first use."""
+        document: dict[str, Any] | None = self.store.meta("organization")
+        if document is None:
+            document = {
+                "id": make_id("org"),
+                "name": "Local Port",
+                "featureFlags": [],
+                "settings": {},
+            }
+            self.store.set_meta("organization", document)
+        return document
+
+    def secret_values(self) -> dict[str, str]:
+        """Every organisation secret in clear text; only for an invocation that is being sent."""
+        key = bytes.fromhex(self.credentials.storage_key)
+        return {
+            name: unseal(value, key, name)
+            for name, value in self.store.rows("SELECT name, value FROM secrets")
+        }
+
+    def masked_secrets(self) -> dict[str, str]:
+        return {name: MASK for (name,) in self.store.rows("SELECT name FROM secrets")}
+
+    @property
+    def revision(self) -> int:
+        """Changes whenever a definition does; caches of definitions compare it."""
+        return self._revision
+
+    def definitions_changed(self) -> None:
+        self._revision += 1
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """A transaction; invocations queued inside are delivered once it is committed."""
+        try:
+            with self.store.transaction():
+                yield
+        except BaseException:
+            self._outgoing.clear()
+            self._revision += 1
+            raise
+        self.flush()
+
+    def queue_delivery(self, run_id: str) -> None:
+        """Has a run's invocation delivered after the present transaction."""
+        self._outgoing.append(run_id)
+
+    def deliver_with(self, deliver: Callable[[str], None]) -> None:
+        """Names the function that starts a delivery."""
+        self._deliver = deliver
+
+    def flush(self) -> None:
+        if self._deliver is None or self.settings.hold_deliveries:
+            return
+        ready, self._outgoing = self._outgoing, []
+        for run_id in ready:
+            self._deliver(run_id)
