@@ -8,7 +8,7 @@ be an output of another resource. Give a renamed resource its old name with
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import pulumi
 
@@ -193,12 +193,6 @@ class LocalPort(pulumi.CustomResource):
     in it must depend on this resource.
     """
 
-    client_id: pulumi.Output[str]
-    """Client id of its organisation."""
-
-    client_secret: pulumi.Output[str]
-    """Client secret of its organisation (secret)."""
-
     def __init__(self, name: str, *, opts: pulumi.ResourceOptions | None = None) -> None:
         """
         Args:
@@ -213,8 +207,15 @@ class LocalPort(pulumi.CustomResource):
             pulumi.ResourceOptions.merge(opts, secret),
         )
 
-    def translate_output_property(self, prop: str) -> str:
-        return {_CLIENT_ID: "client_id", _CLIENT_SECRET: "client_secret"}.get(prop, prop)
+    @property
+    def client_id(self) -> pulumi.Output[str]:
+        """Client id of its organisation."""
+        return cast("pulumi.Output[str]", pulumi.get(self, _CLIENT_ID))
+
+    @property
+    def client_secret(self) -> pulumi.Output[str]:
+        """Client secret of its organisation (secret)."""
+        return cast("pulumi.Output[str]", pulumi.get(self, _CLIENT_SECRET))
 
 
 class Provider(pulumi.ProviderResource):
