@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from port_webhook_handlers.port.envelope import RUN_ID_PATH, action_webhook, automation_webhook
 from port_webhook_handlers.sdk.handler import Handler
 
 Json = dict[str, Any]
-
-
-def envelope(handler: Handler) -> Json:
-    """Template of the body that Port sends. The identifier is a literal: nothing outside the body is signed."""
-    context = {"action": handler.identifier, "runId": "{{ .run.id }}"}
-    if handler.kind == "automation":
-        return {"port_context": context, "event": "{{ .event }}", "trigger": "{{ .trigger }}"}
-    return {
-        "port_context": context,
-        "inputs": "{{ .inputs }}",
-        "entity": "{{ .entity }}",
-        "trigger": "{{ .trigger }}",
-    }
 
 
 def definition(handler: Handler) -> Json:
@@ -28,15 +16,13 @@ def definition(handler: Handler) -> Json:
     body: Json = {"identifier": handler.identifier}
     _add(body, title=handler.title, description=handler.description, icon=handler.icon)
     body["trigger"] = _automation(handler) if handler.kind == "automation" else _self_service(handler)
-    body["invocationMethod"] = {
-        "type": "WEBHOOK",
-        "url": f"route:{handler.identifier}",
-        "agent": handler.agent,
-        "synchronized": handler.mode == "sync",
-        "method": handler.method,
-        "headers": {"Content-Type": "application/json"},
-        "body": envelope(handler),
-    }
+    webhook = automation_webhook if handler.kind == "automation" else action_webhook
+    body["invocationMethod"] = webhook(
+        handler.identifier,
+        synchronized=handler.mode == "sync",
+        agent=handler.agent,
+        method=handler.method,
+    ).to_body()
     approval = handler.required_approval
     _add(
         body,
@@ -64,7 +50,7 @@ def route(handler: Handler, source: str) -> Json:
         "method": handler.method,
         "mode": handler.mode,
         "scheme": handler.scheme,
-        "run_id_path": ["port_context", "runId"],
+        "run_id_path": list(RUN_ID_PATH),
         "inputs_schema": schema,
         "encrypted_inputs": encrypted,
         "handler": handler.target,

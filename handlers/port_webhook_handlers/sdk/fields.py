@@ -131,7 +131,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Title:
-    """A heading between inputs, placed by its key in `order` or in a step.
+    """A heading between inputs, placed by its key in `input_order` or in a step.
 
     Attributes:
         title: 1 to 140 characters (Port's rule).

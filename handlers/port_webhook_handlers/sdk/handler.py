@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from port_webhook_handlers.port.names import is_identifier, is_secret_name
 from port_webhook_handlers.sdk.errors import HandlerDefinitionError, SourceLocation
 from port_webhook_handlers.sdk.inputs import Form, Inputs
 from port_webhook_handlers.sdk.run import Run
@@ -24,7 +25,6 @@ OnInterrupt = Literal["fail", "retry"]
 ATTRIBUTE = "__port_handler__"
 # Route of the stack's own probes; it runs no handler.
 _RESERVED = "_verification"
-_SECRET = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _SYNC_LIMIT = 29
 _ASYNC_DEFAULT, _SYNC_DEFAULT = 870, 25
 
@@ -136,9 +136,7 @@ def _unknown_options(unknown: Mapping[str, object], options: Mapping[str, Any]) 
 
 def _check_identity(options: dict[str, Any]) -> str | None:
     identifier = options["identifier"]
-    if not isinstance(identifier, str) or not identifier or identifier in (".", ".."):
-        return "the identifier must be text that is not empty"
-    if any(not (character.isalpha() or character in "0123456789@_.+:=-") for character in identifier):
+    if not isinstance(identifier, str) or not is_identifier(identifier):
         return "the identifier may hold letters, digits and @ _ . + : = - only (Port's rule)"
     if identifier == _RESERVED:
         return "the identifier is taken by the listener; use another"
@@ -162,7 +160,7 @@ def _check_run(options: dict[str, Any]) -> str | None:
         return f"secrets is text; write secrets=[{options['secrets']!r}]"
     options["secrets"] = tuple(options["secrets"])
     for name in options["secrets"]:
-        if not isinstance(name, str) or not _SECRET.fullmatch(name):
+        if not isinstance(name, str) or not is_secret_name(name):
             return f"secrets: {name!r} may hold letters, digits, _ and - only"
     if len(set(options["secrets"])) < len(options["secrets"]):
         return "secrets: a name is listed twice"

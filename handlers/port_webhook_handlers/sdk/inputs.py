@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar, Self, dataclass_transform
 
+from port_webhook_handlers.port.names import is_input_name
 from port_webhook_handlers.sdk import kinds
 from port_webhook_handlers.sdk.errors import HandlerDefinitionError, InputError, SourceLocation
 from port_webhook_handlers.sdk.fields import JQ, Field, Step, Title
 from port_webhook_handlers.sdk.kinds import Json
 from port_webhook_handlers.sdk.typing_kinds import TypeProblemError, kind_of
 from port_webhook_handlers.sdk.values import to_json
-
-_KEY = re.compile(r"[A-Za-z0-9@_=\\-]+")
 
 
 @dataclass(frozen=True)
@@ -201,8 +199,8 @@ class Inputs:
     A subclass is a frozen dataclass: `class Deploy(Inputs): version: str`. An attribute without default
     that does not take None is required. Arguments of the class statement arrange the form:
 
-    - `order`: attributes and keys of titles, in order; by default that of their declaration.
-    - `steps`: `Step`s, in place of `order`.
+    - `input_order`: attributes and keys of titles, in order; by default that of their declaration.
+    - `steps`: `Step`s, in place of `input_order`.
     - `titles`: `Title` by key.
     - `required`: a `jq` expression that yields the keys that the form demands.
 
@@ -216,7 +214,7 @@ class Inputs:
     def __init_subclass__(
         cls,
         *,
-        order: Sequence[str] | None = None,
+        input_order: Sequence[str] | None = None,
         steps: Sequence[Step] | None = None,
         titles: Mapping[str, Title] | None = None,
         required: JQ | None = None,
@@ -227,7 +225,7 @@ class Inputs:
         try:
             # The values of encrypted inputs must not end up in a log.
             dataclass(frozen=True, kw_only=True, repr=False)(cls)
-            cls.port_form = _arrange(_inputs_of(cls, frame), order, steps, titles or {}, required)
+            cls.port_form = _arrange(_inputs_of(cls, frame), input_order, steps, titles or {}, required)
         except (TypeProblemError, ValueError, TypeError) as error:
             raise HandlerDefinitionError(location, f"inputs {cls.__name__}: {_remedy(error)}") from None
 
@@ -276,7 +274,7 @@ def _inputs_of(cls: type[Inputs], frame: FrameType) -> tuple[Input, ...]:
             raise TypeProblemError(f"{attribute.name}: {error}") from None
         options = parsed.options
         key = options.key or attribute.name
-        if not _KEY.fullmatch(key):
+        if not is_input_name(key):
             raise ValueError(f"{attribute.name}: the key {key!r} may hold letters, digits and @ _ = - only")
         if any(other.key == key for other in inputs):
             raise ValueError(
@@ -330,7 +328,7 @@ def _arrange(
 ) -> Form:
     attributes = [item.attribute for item in inputs]
     if order is not None and steps is not None:
-        raise ValueError("order and steps exclude each other; give one of them")
+        raise ValueError("input_order and steps exclude each other; give one of them")
     for key, title in titles.items():
         if key in attributes or any(item.key == key for item in inputs):
             raise ValueError(f"titles: {key!r} is an input; give the title a key of its own")
@@ -348,13 +346,13 @@ def _arrange(
     for name in placed:
         if name not in attributes and name not in titles:
             raise ValueError(
-                f"{'steps' if steps is not None else 'order'}: {name!r} is neither an input nor a title"
+                f"{'steps' if steps is not None else 'input_order'}: {name!r} is neither an input nor a title"
             )
         if placed.count(name) > 1:
             raise ValueError(f"{name!r} is placed twice; once is enough")
     if order is None and steps is None:
         if titles:
-            raise ValueError("titles: place them by their keys in order or steps")
+            raise ValueError("titles: place them by their keys in input_order or steps")
         return Form(inputs, required, tuple(attributes))
     missing = [name for name in (*attributes, *titles) if name not in placed]
     if missing:
