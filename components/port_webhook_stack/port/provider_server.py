@@ -48,6 +48,7 @@ from port_webhook_stack.port.wire import Secrets, UnsupportedValueError, decode,
 
 _THREADS = 32
 _PARENT_CHECK_SECONDS = 1.0
+_GRACE_SECONDS = 4.0
 _PropertyDiff = provider_pb2.PropertyDiff
 _KINDS = {
     (Kind.ADD, False): _PropertyDiff.ADD,
@@ -352,7 +353,15 @@ async def _serve(engine_address: str) -> None:
     await server.start()
     sys.stdout.write(f"{port}\n")
     sys.stdout.flush()
-    await _parent_ends()
+    interrupted = asyncio.Event()
+    # The engine starts plugins in a process group of their own and ends them with SIGINT when it is done; a
+    # plugin that stayed would hold up every operation by the five seconds until it is killed.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+    ends = [asyncio.ensure_future(_parent_ends()), asyncio.ensure_future(interrupted.wait())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if interrupted.is_set():
+        await server.stop(grace=_GRACE_SECONDS)
     servicer.close()
     # A handler may still wait for Port; the engine that asked for it is gone.
     os._exit(0)
@@ -366,8 +375,6 @@ async def _parent_ends() -> None:
 
 def main() -> None:
     """Entry point of `pulumi-resource-port-webhook`."""
-    # Ctrl-C reaches the whole process group; the engine tells plugins by Cancel and ends them when it is done.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     addresses = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     # The language host puts the plugin's folder before the address.
     asyncio.run(_serve(addresses[-1] if addresses else ""))
