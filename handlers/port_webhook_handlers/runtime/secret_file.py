@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -232,3 +232,60 @@ def _is_text_map(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(key, str) and isinstance(item, str) for key, item in value.items()
     )
+
+
+class LiveSecrets:
+    """The content of a secrets store, read again when the file is replaced.
+
+    A store that cannot be read any more leaves the last good content in force: a half-finished rotation must
+    not turn valid requests away.
+
+    Args:
+        file: the store.
+        on_change: called with new content, and once with the first.
+        on_error: called once for each unreadable state of the file.
+
+    Raises:
+        SecretFileError: the store cannot be read now.
+    """
+
+    def __init__(
+        self,
+        file: SecretFile,
+        on_change: Callable[[StoredSecrets], None] = lambda content: None,
+        on_error: Callable[[SecretFileError], None] = lambda error: None,
+    ) -> None:
+        self._file = file
+        self._on_change = on_change
+        self._on_error = on_error
+        self._stamp = file.stamp()
+        self._take(file.read())
+
+    @property
+    def content(self) -> StoredSecrets:
+        """The store's content now."""
+        self._refresh()
+        return self._content
+
+    def signing(self, now: float) -> list[bytes]:
+        """The signing secrets in force at `now` (seconds since the epoch)."""
+        self._refresh()
+        if self._endless:
+            return self._signing
+        return [value.encode() for value in self._content.active_signing(now)]
+
+    def _refresh(self) -> None:
+        stamp = self._file.stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._take(self._file.read())
+        except SecretFileError as error:
+            self._on_error(error)
+
+    def _take(self, content: StoredSecrets) -> None:
+        self._content = content
+        self._signing = [item.value.encode() for item in content.signing]
+        self._endless = all(item.not_after is None for item in content.signing)
+        self._on_change(content)

@@ -1,0 +1,466 @@
+"""Runs what was accepted: starts each run in a child, passes on what it reports and ends it, whatever happens.
+
+| what happens to a run | `on_interrupt="fail"` | `on_interrupt="retry"` |
+|---|---|---|
+| the handler raises `RetryableError` | again, up to `max_attempts` | the same |
+| its process or this server dies in the middle | FAILURE: outcome unknown | again, up to three starts or `max_attempts` |
+| it reaches its time limit | FAILURE | again, up to `max_attempts` |
+| accepted, not started, server dies | started by the next server | the same |
+| ended, not reported, server dies | reported by the next server | the same |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import json
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from port_webhook_handlers.port.encryption import DecryptionError, decrypt_aes256_gcm, decrypt_client_side
+from port_webhook_handlers.process import ProcessIdentity
+from port_webhook_handlers.runtime.children import ChildPool, Outcome, kill_orphan
+from port_webhook_handlers.runtime.config import ListenerConfig
+from port_webhook_handlers.runtime.ledger import Answer, Ledger, LedgerError, OpenRun, StartedRun
+from port_webhook_handlers.runtime.logs import Log
+from port_webhook_handlers.runtime.manifest import Manifest, Route
+from port_webhook_handlers.runtime.metrics import Metrics
+from port_webhook_handlers.runtime.outbox import Outbox
+from port_webhook_handlers.runtime.receiver import Invocation
+from port_webhook_handlers.runtime.secret_file import LiveSecrets
+
+INTERRUPTED: Final = (
+    "The run was interrupted, outcome unknown: the listener ended while its handler was running."
+)
+STOPPED: Final = (
+    "The run was interrupted, outcome unknown: the listener was stopped while its handler was running."
+)
+
+_TICK_SECONDS: Final = 1.0
+_ORPHAN_TICKS: Final = 5
+_PURGE_TICKS: Final = 60
+_STARTS_AFTER_INTERRUPTS: Final = 3
+_MAX_RETRY_SECONDS: Final = 300.0
+_MAX_REPORTS: Final = 2_000
+_MAX_LOG_CHARACTERS: Final = 8_000
+_FLUSH_SECONDS: Final = 2.0
+
+
+def owner_name(nonce: str) -> str:
+    """Name of this process in the ledger."""
+    identity = ProcessIdentity.of(os.getpid())
+    return f"{identity.pid}:{identity.start_time}:{nonce}"
+
+
+def is_alive(owner: str) -> bool:
+    """Whether the process with that name still runs."""
+    try:
+        pid, start_time, _ = owner.split(":", 2)
+        return ProcessIdentity(int(pid), float(start_time)).is_alive()
+    except ValueError:
+        return False
+
+
+class Dispatcher:
+    """Executes runs.
+
+    Args:
+        manifest: routes.
+        config: limits, settings of handlers, folder of their state.
+        state_dir: folder that handlers get as the setting `state_dir`.
+        secrets: values of the secrets that handlers declare, and decryption keys.
+        ledger: where runs are.
+        pool: child processes.
+        outbox: takes reports to Port.
+        log, metrics: where runs are noted.
+        clock: seconds since the epoch.
+        retry_delay: seconds before a second attempt; it doubles from there.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        config: ListenerConfig,
+        state_dir: Path,
+        secrets: LiveSecrets,
+        ledger: Ledger,
+        pool: ChildPool,
+        outbox: Outbox,
+        log: Log,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+        retry_delay: float = 2.0,
+    ) -> None:
+        self._routes = manifest.routes
+        self._config = config
+        self._state_dir = state_dir
+        self._secrets = secrets
+        self._ledger = ledger
+        self._pool = pool
+        self._outbox = outbox
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+        self._retry_delay = retry_delay
+        self._waiting: dict[str, deque[str]] = {}
+        self._known: set[str] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._busy: dict[str, int] = {}
+        self._sync_slots = asyncio.Semaphore(config.limits.max_children)
+        self._route_slots = {
+            name: asyncio.Semaphore(route.max_concurrency)
+            for name, route in manifest.routes.items()
+            if route.mode == "sync"
+        }
+        self._wake = asyncio.Event()
+        self._draining = False
+        self.on_overload: Callable[[bool], None] = lambda overloaded: None
+
+    # What the receiver calls
+
+    def accepted(self, run_id: str, route: str) -> None:
+        """An asynchronous run was claimed."""
+        if run_id not in self._known and not self._draining:
+            self._known.add(run_id)
+            self._waiting.setdefault(route, deque()).append(run_id)
+            self._wake.set()
+
+    def refused(self, run_id: str) -> None:
+        """A run was stored together with the report that ends it."""
+        self._outbox.wake(run_id)
+
+    async def fail_now(self, run_id: str, summary: str) -> None:
+        """Tells Port, without the ledger, that a run failed."""
+        await self._outbox.fail_now(run_id, summary)
+
+    async def answer(self, invocation: Invocation, seconds: float) -> Answer:
+        """Executes a synchronous run and stores its answer."""
+        run_id, route = invocation.run_id, invocation.route
+        began = time.monotonic()
+        answer = Answer(
+            503, {"error": "overloaded", "message": "No process was free for the handler in time."}
+        )
+        try:
+            async with asyncio.timeout(seconds):
+                await self._take_slots(route.name)
+        except TimeoutError:
+            pass
+        else:
+            try:
+                left = max(0.05, seconds - (time.monotonic() - began))
+                outcome = await self._execute(run_id, route, invocation.body, 1, left)
+            finally:
+                self._sync_slots.release()
+                self._route_slots[route.name].release()
+            answer = _answer(run_id, outcome)
+            self._ended(run_id, route.name, outcome, began)
+            # Port lists entities under a run only while it is open, and the answer ends it.
+            left = seconds - (time.monotonic() - began)
+            await self._outbox.flush(max(0.0, min(_FLUSH_SECONDS, left)), run_id)
+        try:
+            await self._ledger.answer(run_id, answer)
+        except LedgerError as error:
+            self._log("answer not stored", run=run_id, error=str(error))
+        return answer
+
+    async def _take_slots(self, route: str) -> None:
+        await self._route_slots[route].acquire()
+        try:
+            await self._sync_slots.acquire()
+        except BaseException:
+            self._route_slots[route].release()
+            raise
+
+    # Life
+
+    async def serve(self) -> None:
+        """Starts accepted runs until cancelled."""
+        ticks = 0
+        due = 0.0
+        while True:
+            if time.monotonic() >= due:
+                due = time.monotonic() + _TICK_SECONDS
+                try:
+                    await self._tick(ticks)
+                except LedgerError as error:
+                    self._log("ledger not readable", error=str(error))
+                except Exception as error:  # noqa: BLE001
+                    self._log.error("dispatcher failed", error)
+                ticks += 1
+            self._start_some()
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(max(0.01, due - time.monotonic())):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def drain(self, seconds: float | None) -> None:
+        """Starts nothing more and waits for what runs.
+
+        Args:
+            seconds: after this time the rest is killed; None: every handler gets the time it may take.
+        """
+        self._draining = True
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=seconds)
+        await self._pool.close()
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=10)
+
+    async def fail_waiting(self, summary: str) -> None:
+        """Ends accepted runs that have not started, because nobody will start them."""
+        while waiting := await self._ledger.queued():
+            for run_id, _ in waiting:
+                if await self._ledger.finish(run_id, {"status": "FAILURE", "summary": summary}):
+                    self._outbox.wake(run_id)
+
+    async def recover(self) -> None:
+        """Decides about runs whose server ended in the middle."""
+        for run in await self._ledger.orphans(is_alive):
+            if run.child:
+                # A second execution must not overlap with what is left of the first.
+                await asyncio.to_thread(kill_orphan, run.child)
+            if not await self._ledger.adopt(run):
+                continue
+            self._log("run recovered", run=run.run_id, route=run.route, state=run.state)
+            if run.state == "running":
+                await self._interrupted(run)
+            self._outbox.wake(run.run_id)
+
+    async def _interrupted(self, run: OpenRun) -> None:
+        route = self._routes.get(run.route)
+        again = route is not None and route.on_interrupt == "retry"
+        if run.mode == "sync":
+            if again:
+                await self._ledger.forget(run.run_id)
+            else:
+                await self._ledger.answer(
+                    run.run_id, Answer(500, {"error": "interrupted", "message": INTERRUPTED})
+                )
+        elif route is not None and again and run.attempt < max(route.max_attempts, _STARTS_AFTER_INTERRUPTS):
+            await self._ledger.requeue(run.run_id, self._clock())
+        else:
+            await self._ledger.finish(run.run_id, {"status": "FAILURE", "summary": INTERRUPTED})
+
+    async def _tick(self, ticks: int) -> None:
+        if not self._draining:
+            if ticks % _ORPHAN_TICKS == 0:
+                await self.recover()
+            for run_id, route in await self._ledger.queued():
+                self.accepted(run_id, route)
+        self.on_overload(await self._ledger.waiting() >= self._config.limits.max_queued)
+        await self._outbox.scan()
+        await self._pool.trim()
+        if ticks % _PURGE_TICKS == 0:
+            limits, now = self._config.limits, self._clock()
+            oldest = now - limits.retention_days * 86_400
+            for run_id in await self._ledger.expired(oldest):
+                self._log("run never reported", run=run_id, days=limits.retention_days)
+                await self._ledger.close_run(run_id)
+            await self._ledger.purge(answers_before=now - 2 * limits.tolerance_seconds, claims_before=oldest)
+
+    def _start_some(self) -> None:
+        # One run of each route in turn, so that a busy route cannot keep the others waiting.
+        progress = True
+        while progress and not self._draining:
+            progress = False
+            for route in list(self._waiting):
+                if len(self._running) >= self._config.limits.max_children:
+                    return
+                known = self._routes.get(route)
+                if known is not None and self._busy.get(route, 0) >= known.max_concurrency:
+                    continue
+                progress = True
+                waiting = self._waiting[route]
+                run_id = waiting.popleft()
+                # To the end of the line.
+                del self._waiting[route]
+                if waiting:
+                    self._waiting[route] = waiting
+                self._busy[route] = self._busy.get(route, 0) + 1
+                task = asyncio.ensure_future(self._run(run_id))
+                self._running[run_id] = task
+                task.add_done_callback(functools.partial(self._finished, run_id, route))
+
+    def _finished(self, run_id: str, route: str, _: asyncio.Task[None]) -> None:
+        self._running.pop(run_id, None)
+        self._known.discard(run_id)
+        self._busy[route] -= 1
+        self._wake.set()
+
+    async def _run(self, run_id: str) -> None:
+        try:
+            run = await self._ledger.start(run_id)
+            if run is None:
+                return
+            began = time.monotonic()
+            route = self._routes.get(run.route)
+            if route is None:
+                outcome = Outcome("FAILURE", "No handler is deployed for this action any more.")
+            else:
+                outcome = await self._execute(
+                    run_id, route, json.loads(run.payload), run.attempt, route.timeout_seconds
+                )
+                if _again(route, run, outcome):
+                    delay = min(_MAX_RETRY_SECONDS, self._retry_delay * 2 ** (run.attempt - 1))
+                    delay *= random.uniform(0.5, 1)  # noqa: S311
+                    self._log(
+                        "run starts again",
+                        run=run_id,
+                        route=run.route,
+                        attempt=run.attempt,
+                        seconds=round(delay, 1),
+                    )
+                    await self._ledger.requeue(run_id, self._clock() + delay)
+                    return
+            final = {"status": outcome.status, "summary": outcome.summary, "link": outcome.link}
+            await self._ledger.finish(run_id, final)
+            self._ended(run_id, run.route, outcome, began)
+            self._outbox.wake(run_id)
+        except LedgerError as error:
+            # It stays as it is in the ledger; a later server reports it as interrupted.
+            self._log("run not stored", run=run_id, error=str(error))
+        except Exception as error:  # noqa: BLE001
+            self._log.error("run failed", error, run=run_id)
+            await self._ledger.finish(
+                run_id, {"status": "FAILURE", "summary": "The listener failed; see its log."}
+            )
+            self._outbox.wake(run_id)
+
+    async def _execute(
+        self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float
+    ) -> Outcome:
+        try:
+            request = self._request(run_id, route, body, attempt, seconds)
+        except DecryptionError as error:
+            return Outcome(
+                "FAILURE", f"An encrypted input cannot be read: {error}.", error_type="DecryptionError"
+            )
+        self._log("run started", run=run_id, route=route.name, attempt=attempt)
+        sent = 0
+
+        async def on_start(child: str) -> None:
+            await self._ledger.set_child(run_id, child)
+
+        async def on_message(message: dict[str, Any]) -> None:
+            nonlocal sent
+            sent += 1
+            if sent <= _MAX_REPORTS:
+                self._report(run_id, message)
+            elif sent == _MAX_REPORTS + 1:
+                self._report(run_id, {"log": f"(after {_MAX_REPORTS} reports the rest is left out)"})
+
+        outcome = await self._pool.run(run_id, route.name, request, seconds, on_start, on_message)
+        if outcome.interrupted and self._draining:
+            outcome = dataclasses.replace(outcome, summary=STOPPED)
+        return outcome
+
+    def _report(self, run_id: str, message: Mapping[str, Any]) -> None:
+        redact = self._log.redact
+        for key, value in message.items():
+            if key == "log":
+                self._ledger.report(run_id, "log", {"message": redact(str(value))[:_MAX_LOG_CHARACTERS]})
+            elif key in ("progress", "status_label"):
+                self._ledger.report(run_id, "patch", {"statusLabel": redact(str(value))})
+            elif key == "summary":
+                self._ledger.report(run_id, "patch", {"summary": redact(str(value))})
+            elif key == "link":
+                self._ledger.report(run_id, "patch", {"link": value})
+            elif key == "entity" and isinstance(value, dict):
+                self._ledger.report(run_id, "entity", value)
+            else:
+                continue
+            self._outbox.wake(run_id)
+
+    def _request(
+        self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float
+    ) -> dict[str, Any]:
+        content = self._secrets.content
+        entity = body.get("entity") or None
+        inputs = dict(body.get("inputs") or {})
+        for name in route.encrypted_inputs:
+            if inputs.get(name) is not None:
+                inputs[name] = _decrypt(inputs[name], content.decryption)
+        return {
+            "run": {
+                "id": run_id,
+                "action": route.action,
+                "blueprint": entity.get("blueprint") if isinstance(entity, dict) else None,
+                "entity": entity,
+                "trigger": body.get("trigger"),
+                "event": body.get("event"),
+                "attempt": attempt,
+                "deadline": self._clock() + seconds,
+                "idempotency_key": run_id,
+            },
+            "inputs": inputs,
+            "handler": route.handler,
+            "secrets": {name: content.secrets[name] for name in route.secrets if name in content.secrets},
+            "settings": {"state_dir": str(self._state_dir), **self._config.handler_settings(route.name)},
+        }
+
+    def _ended(self, run_id: str, route: str, outcome: Outcome, began: float) -> None:
+        self._metrics.count("port_webhook_runs_total", ("route", route), ("status", outcome.status))
+        self._log(
+            "run ended",
+            run=run_id,
+            route=route,
+            status=outcome.status,
+            error_type=outcome.error_type or None,
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+
+def _again(route: Route, run: StartedRun, outcome: Outcome) -> bool:
+    limit = route.max_attempts
+    if outcome.interrupted:
+        limit = max(limit, _STARTS_AFTER_INTERRUPTS)
+    repeatable = outcome.retryable or (
+        route.on_interrupt == "retry" and (outcome.interrupted or outcome.timed_out)
+    )
+    return repeatable and run.attempt < limit
+
+
+def _answer(run_id: str, outcome: Outcome) -> Answer:
+    if outcome.status == "SUCCESS":
+        if outcome.response is not None:
+            return Answer(200, outcome.response)
+        body = {"runId": run_id, "status": "SUCCESS", "summary": outcome.summary, "link": outcome.link}
+        return Answer(200, {key: value for key, value in body.items() if value is not None})
+    if outcome.timed_out:
+        status, reason = 504, "timed_out"
+    elif outcome.interrupted:
+        status, reason = 500, "interrupted"
+    elif outcome.error_type:
+        status, reason = 500, "handler_error"
+    else:
+        status, reason = 422, "handler_failed"
+    body = {"error": reason, "message": outcome.summary, "link": outcome.link, "response": outcome.response}
+    return Answer(status, {key: value for key, value in body.items() if value is not None})
+
+
+def _decrypt(value: str, keys: tuple[str, ...]) -> str:
+    pem = [key for key in keys if key.lstrip().startswith("-----BEGIN")]
+    secrets = [key for key in keys if key not in pem]
+    try:
+        if pem and not secrets:
+            return decrypt_client_side(value, pem).decode()
+        try:
+            return decrypt_aes256_gcm(value, secrets).decode()
+        except DecryptionError:
+            if not pem:
+                raise
+            return decrypt_client_side(value, pem).decode()
+    except DecryptionError:
+        raise
+    except ValueError as error:
+        raise DecryptionError(
+            str(error) if not isinstance(error, UnicodeDecodeError) else "it is not text"
+        ) from error

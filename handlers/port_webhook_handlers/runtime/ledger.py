@@ -1,0 +1,627 @@
+"""The durable record of runs, in SQLite.
+
+Everything goes through one thread with one connection. It commits in groups, so that many claims share one
+`fdatasync`; a caller gets its result only after the commit. Bodies, answers and reports are encrypted at rest.
+Several server processes may use one ledger at a time, as during an exchange of servers: whatever must happen
+once is a conditional statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+_GROUP_ROWS: Final = 256
+_GROUP_SECONDS: Final = 0.002
+_NONCE_BYTES: Final = 12
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS runs (
+  run_id TEXT PRIMARY KEY,
+  route TEXT NOT NULL,
+  mode TEXT NOT NULL,
+  body_hash BLOB NOT NULL,
+  state TEXT NOT NULL,
+  attempt INTEGER NOT NULL DEFAULT 0,
+  executions INTEGER NOT NULL DEFAULT 0,
+  owner TEXT,
+  child TEXT,
+  payload BLOB,
+  answer BLOB,
+  notes TEXT NOT NULL DEFAULT '',
+  not_before REAL NOT NULL DEFAULT 0,
+  accepted_at REAL NOT NULL,
+  updated_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS runs_open ON runs(state, accepted_at) WHERE state != 'done';
+CREATE INDEX IF NOT EXISTS runs_done ON runs(updated_at) WHERE state = 'done';
+CREATE TABLE IF NOT EXISTS reports (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  run_id TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  body BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS reports_run ON reports(run_id, seq);
+"""
+
+
+class LedgerError(Exception):
+    """Nothing was stored: the disk is full or failing, or another process holds the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request was answered, so that a repeat gets the same.
+
+    Attributes:
+        status: HTTP status.
+        body: JSON value.
+    """
+
+    status: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Outcome of a claim.
+
+    Attributes:
+        new: this request was the first with its run id.
+        same: route and body equal those of the first request.
+        state: `queued`, `running`, `reporting` or `done`.
+        owner: the process that runs or reports it; None while nobody does.
+        answer: the first request's answer where it is not the plain acceptance, if it is known by now.
+        executions: how often a probe was executed.
+    """
+
+    new: bool
+    same: bool
+    state: str
+    owner: str | None
+    answer: Answer | None
+    executions: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartedRun:
+    """A run that this process may execute now, once."""
+
+    run_id: str
+    route: str
+    payload: bytes
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One thing to tell Port about a run; reports of a run are sent in the order of `seq`."""
+
+    seq: int
+    kind: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run that has not come to its end."""
+
+    run_id: str
+    route: str
+    mode: str
+    state: str
+    attempt: int
+    owner: str | None
+    child: str | None
+    accepted_at: float
+
+
+class _Sealer:
+    """AES-256-GCM, bound to the run, so that rows cannot be swapped."""
+
+    def __init__(self, key: bytes) -> None:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        # A key of its own: nonces of the secrets store and of the ledger never meet under one key.
+        self._aead = AESGCM(hmac.digest(key, b"port-webhook ledger 1", hashlib.sha256))
+
+    def seal(self, run_id: str, plain: bytes) -> bytes:
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._aead.encrypt(nonce, plain, run_id.encode())
+
+    def open(self, run_id: str, sealed: bytes) -> bytes:
+        return self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], run_id.encode())
+
+
+@dataclass(slots=True)
+class _Operation:
+    run: Callable[[sqlite3.Connection], Any]
+    future: asyncio.Future[Any]
+    single: bool
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Ledger:
+    """The ledger of a listener. Methods are called on the event loop that was running at `open`.
+
+    Args:
+        path: the database; made if missing, mode 0600.
+        key: 32 bytes; a ledger opens only with the key it was written with.
+        owner: name of this process in the ledger.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, path: Path, key: bytes, owner: str, clock: Callable[[], float] = time.time) -> None:
+        self.owner = owner
+        self._path = path
+        self._sealer = _Sealer(key)
+        self._clock = clock
+        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    def open(self) -> None:
+        """Opens the database and starts the writer.
+
+        Raises:
+            LedgerError: it cannot be opened or is not a ledger.
+        """
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            connection = sqlite3.connect(
+                self._path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            # In WAL mode FULL is what makes a commit survive a loss of power, not just of the process.
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.executescript(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise LedgerError(f"ledger {self._path}: cannot be opened ({error})") from error
+        self._thread = threading.Thread(target=self._work, args=(connection,), name="ledger", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Commits what is waiting and closes the database; later calls raise `LedgerError`."""
+        thread, self._thread = self._thread, None
+        self._closed = True
+        if thread is not None:
+            self._queue.put(None)
+            await asyncio.to_thread(thread.join)
+
+    # Claims
+
+    async def claim(
+        self,
+        run_id: str,
+        route: str,
+        mode: str,
+        body_hash: bytes,
+        payload: bytes,
+        *,
+        refusal: Answer | None = None,
+        failure: dict[str, Any] | None = None,
+    ) -> Claim:
+        """Takes the place of a run, or tells who has it. When it returns, the claim is on disk.
+
+        Args:
+            run_id: Port's run id.
+            route: name of the route.
+            mode: `async`, `sync` or `probe`.
+            body_hash: hash of the canonical body.
+            payload: the body.
+            refusal: the run is not to be executed; this is its answer.
+            failure: the report that ends a refused run.
+
+        Raises:
+            LedgerError: nothing was stored.
+        """
+        now = self._clock()
+        state = {"sync": "running", "probe": "done"}.get(mode, "queued")
+        owner: str | None = self.owner if mode == "sync" else None
+        sealed: bytes | None = self._sealer.seal(run_id, payload) if mode == "async" else None
+        answer: bytes | None = None
+        if refusal is not None:
+            state, owner, sealed = "reporting" if failure else "done", self.owner, None
+            answer = self._seal_json(run_id, [refusal.status, refusal.body])
+        row = (run_id, route, mode, body_hash, state, owner, sealed, answer, now, now)
+        report = None if failure is None else self._seal_json(run_id, failure)
+
+        def operation(connection: sqlite3.Connection) -> Any:
+            new = (
+                connection.execute(
+                    "INSERT INTO runs(run_id, route, mode, body_hash, state, owner, payload, answer, accepted_at,"
+                    " updated_at) VALUES(?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+                    row,
+                ).rowcount
+                == 1
+            )
+            if new and mode != "probe":
+                if report is not None:
+                    connection.execute(
+                        "INSERT INTO reports(run_id, kind, body) VALUES(?,'final',?)", (run_id, report)
+                    )
+                return None
+            if new:
+                # The probe's whole work: a second execution would be seen.
+                connection.execute("UPDATE runs SET executions = executions + 1 WHERE run_id = ?", (run_id,))
+            return new, *connection.execute(_LOOKUP, (run_id,)).fetchone()
+
+        found = await self._submit(operation, single=report is None and mode != "probe")
+        if found is None:
+            return Claim(True, True, state, owner, refusal, 0)
+        return self._claim(run_id, route, body_hash, *found)
+
+    async def lookup(self, run_id: str, route: str, body_hash: bytes) -> Claim | None:
+        """The claim that a request would meet; None if the run id is unknown."""
+        found = await self._submit(lambda c: c.execute(_LOOKUP, (run_id,)).fetchone())
+        return None if found is None else self._claim(run_id, route, body_hash, False, *found)
+
+    def _claim(self, run_id: str, route: str, body_hash: bytes, new: bool, *row: Any) -> Claim:
+        known_route, known_hash, state, owner, answer, executions = row
+        known = None if answer is None else Answer(*self._open_json(run_id, answer))
+        return Claim(new, known_route == route and known_hash == body_hash, state, owner, known, executions)
+
+    async def answer(self, run_id: str, answer: Answer) -> None:
+        """Ends a synchronous run with its answer."""
+        sealed = self._seal_json(run_id, [answer.status, answer.body])
+        await self._submit(
+            lambda c: (
+                c.execute(
+                    "UPDATE runs SET state='done', owner=NULL, child=NULL, answer=?, updated_at=? WHERE run_id=?",
+                    (sealed, self._clock(), run_id),
+                ).rowcount
+            )
+        )
+
+    # Execution
+
+    async def queued(self, limit: int = 1000) -> list[tuple[str, str]]:
+        """Run id and route of accepted runs that may start now, the oldest first."""
+        return await self._submit(
+            lambda c: c.execute(
+                "SELECT run_id, route FROM runs WHERE state='queued' AND not_before<=? ORDER BY accepted_at LIMIT ?",
+                (self._clock(), limit),
+            ).fetchall()
+        )
+
+    async def start(self, run_id: str) -> StartedRun | None:
+        """Marks a run as running; None if it is not waiting any more. On disk before it returns."""
+        row = await self._submit(
+            lambda c: c.execute(
+                "UPDATE runs SET state='running', owner=?, attempt=attempt+1, updated_at=?"
+                " WHERE run_id=? AND state='queued' RETURNING route, payload, attempt",
+                (self.owner, self._clock(), run_id),
+            ).fetchone()
+        )
+        if row is None:
+            return None
+        route, payload, attempt = row
+        return StartedRun(run_id, route, self._sealer.open(run_id, payload), attempt)
+
+    async def set_child(self, run_id: str, child: str) -> None:
+        """Records which process executes a run, so that a later server can end it."""
+        await self._submit(
+            lambda c: c.execute("UPDATE runs SET child=? WHERE run_id=?", (child, run_id)).rowcount
+        )
+
+    async def requeue(self, run_id: str, not_before: float) -> None:
+        """Lets a running run start again, not before the given time (seconds since the epoch)."""
+        await self._submit(
+            lambda c: (
+                c.execute(
+                    "UPDATE runs SET state='queued', owner=NULL, child=NULL, not_before=?, updated_at=?"
+                    " WHERE run_id=? AND state='running'",
+                    (not_before, self._clock(), run_id),
+                ).rowcount
+            )
+        )
+
+    async def finish(self, run_id: str, failure_or_success: dict[str, Any]) -> bool:
+        """Ends an asynchronous run: its last report is stored and the payload is gone.
+
+        Returns:
+            False if it had ended before.
+        """
+        sealed = self._seal_json(run_id, failure_or_success)
+
+        def operation(connection: sqlite3.Connection) -> bool:
+            changed = connection.execute(
+                "UPDATE runs SET state='reporting', owner=?, child=NULL, payload=NULL, updated_at=?"
+                " WHERE run_id=? AND state IN ('queued', 'running')",
+                (self.owner, self._clock(), run_id),
+            ).rowcount
+            if changed:
+                connection.execute(
+                    "INSERT INTO reports(run_id, kind, body) VALUES(?,'final',?)", (run_id, sealed)
+                )
+            return changed == 1
+
+        return await self._submit(operation, single=False)
+
+    # Reports
+
+    def report(self, run_id: str, kind: str, body: dict[str, Any]) -> None:
+        """Adds something to tell Port; stored before anything that is submitted later.
+
+        A loss is tolerated where the run's end is not: nobody waits for it.
+        """
+        sealed = self._seal_json(run_id, body)
+        if self._closed or self._loop is None:
+            return
+        future: asyncio.Future[int] = self._loop.create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        insert = "INSERT INTO reports(run_id, kind, body) VALUES(?,?,?)"
+        self._queue.put(
+            _Operation(lambda c: c.execute(insert, (run_id, kind, sealed)).rowcount, future, True)
+        )
+
+    async def reports(self, run_id: str, limit: int = 50) -> list[Report]:
+        """The next reports of a run, in order."""
+        rows = await self._submit(
+            lambda c: c.execute(
+                "SELECT seq, kind, body FROM reports WHERE run_id=? ORDER BY seq LIMIT ?", (run_id, limit)
+            ).fetchall()
+        )
+        return [Report(seq, kind, self._open_json(run_id, body)) for seq, kind, body in rows]
+
+    async def reported(self, run_id: str, seqs: Sequence[int], note: str = "") -> None:
+        """Removes reports that Port took or refused for good, and notes a refusal."""
+
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.executemany("DELETE FROM reports WHERE seq=?", [(seq,) for seq in seqs])
+            if note:
+                connection.execute(
+                    "UPDATE runs SET notes = substr(notes || ?, 1, 500) WHERE run_id=?", (note + "\n", run_id)
+                )
+
+        await self._submit(operation, single=False)
+
+    async def notes(self, run_id: str) -> list[str]:
+        """Refusals noted for a run."""
+        row = await self._submit(
+            lambda c: c.execute("SELECT notes FROM runs WHERE run_id=?", (run_id,)).fetchone()
+        )
+        return [] if row is None else [line for line in row[0].splitlines() if line]
+
+    async def close_run(self, run_id: str) -> None:
+        """A reported run has ended: nothing is left to do for it."""
+
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM reports WHERE run_id=?", (run_id,))
+            connection.execute(
+                "UPDATE runs SET state='done', owner=NULL, updated_at=? WHERE run_id=? AND state='reporting'",
+                (self._clock(), run_id),
+            )
+
+        await self._submit(operation, single=False)
+
+    async def unreported(self) -> list[str]:
+        """Runs of this process, or of none, that have something to report; ended ones become this process's."""
+
+        def operation(connection: sqlite3.Connection) -> list[str]:
+            connection.execute(
+                "UPDATE runs SET owner=? WHERE state='reporting' AND owner IS NULL", (self.owner,)
+            )
+            rows = connection.execute(
+                "SELECT run_id, min(r.seq) FROM reports r JOIN runs USING(run_id)"
+                " WHERE runs.owner=? OR runs.owner IS NULL GROUP BY run_id ORDER BY 2 LIMIT 1000",
+                (self.owner,),
+            )
+            return [run_id for run_id, _ in rows]
+
+        return await self._submit(operation, single=False)
+
+    # Other processes
+
+    async def orphans(self, is_alive: Callable[[str], bool]) -> list[OpenRun]:
+        """Open runs whose process has ended.
+
+        Args:
+            is_alive: whether the process that an owner names still runs.
+        """
+
+        def operation(connection: sqlite3.Connection) -> list[OpenRun]:
+            owners = [
+                owner
+                for (owner,) in connection.execute(
+                    "SELECT DISTINCT owner FROM runs WHERE state IN ('running','reporting') AND owner IS NOT NULL"
+                )
+                if owner != self.owner and not is_alive(owner)
+            ]
+            found: list[OpenRun] = []
+            for owner in owners:
+                found += [
+                    OpenRun(*row)
+                    for row in connection.execute(
+                        "SELECT run_id, route, mode, state, attempt, owner, child, accepted_at FROM runs"
+                        " WHERE state IN ('running','reporting') AND owner=?",
+                        (owner,),
+                    )
+                ]
+            return found
+
+        return await self._submit(operation)
+
+    async def adopt(self, run: OpenRun) -> bool:
+        """Takes over an orphan; False if another process did."""
+        changed = await self._submit(
+            lambda c: (
+                c.execute(
+                    "UPDATE runs SET owner=?, child=NULL WHERE run_id=? AND owner=? AND state=?",
+                    (self.owner, run.run_id, run.owner, run.state),
+                ).rowcount
+            )
+        )
+        return changed == 1
+
+    async def release(self) -> None:
+        """Gives the reports of this process to whoever comes next."""
+        await self._submit(
+            lambda c: (
+                c.execute(
+                    "UPDATE runs SET owner=NULL WHERE owner=? AND state='reporting'", (self.owner,)
+                ).rowcount
+            )
+        )
+
+    async def forget(self, run_id: str) -> None:
+        """Removes a claim, so that a repeat of the request is executed."""
+        await self._submit(lambda c: c.execute("DELETE FROM runs WHERE run_id=?", (run_id,)).rowcount)
+
+    # Housekeeping
+
+    async def waiting(self) -> int:
+        """How many accepted runs have not started."""
+        row = await self._submit(
+            lambda c: c.execute("SELECT count(*) FROM runs WHERE state='queued'").fetchone()
+        )
+        return int(row[0])
+
+    async def expired(self, before: float) -> list[str]:
+        """Runs accepted before a time (seconds since the epoch) that Port still has not heard the end of."""
+        rows = await self._submit(
+            lambda c: c.execute(
+                "SELECT run_id FROM runs WHERE state='reporting' AND accepted_at<?", (before,)
+            ).fetchall()
+        )
+        return [run_id for (run_id,) in rows]
+
+    async def purge(self, *, answers_before: float, claims_before: float) -> None:
+        """Removes answers of synchronous runs, and whole claims, that ended before the given times."""
+
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE runs SET answer=NULL WHERE state='done' AND mode='sync' AND answer IS NOT NULL"
+                " AND updated_at<?",
+                (answers_before,),
+            )
+            connection.execute(
+                "DELETE FROM reports WHERE run_id IN (SELECT run_id FROM runs WHERE state='done' AND updated_at<?)",
+                (claims_before,),
+            )
+            connection.execute("DELETE FROM runs WHERE state='done' AND updated_at<?", (claims_before,))
+
+        await self._submit(operation, single=False)
+
+    async def gauges(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        """State of the ledger as metrics."""
+
+        def operation(connection: sqlite3.Connection) -> Any:
+            states = connection.execute(
+                "SELECT state, count(*) FROM runs WHERE state!='done' GROUP BY state"
+            ).fetchall()
+            reports = connection.execute("SELECT count(*) FROM reports").fetchone()[0]
+            oldest = connection.execute("SELECT min(accepted_at) FROM runs WHERE state!='done'").fetchone()[0]
+            return states, reports, oldest
+
+        states, reports, oldest = await self._submit(operation)
+        counts = {"queued": 0, "running": 0, "reporting": 0, **dict(states)}
+        return {
+            "port_webhook_runs": {(("state", state),): count for state, count in counts.items()},
+            "port_webhook_reports_waiting": {(): reports},
+            "port_webhook_oldest_unreported_seconds": {(): max(0.0, self._clock() - oldest) if oldest else 0},
+        }
+
+    # The writer
+
+    def _seal_json(self, run_id: str, value: Any) -> bytes:
+        return self._sealer.seal(run_id, json.dumps(value, separators=(",", ":")).encode())
+
+    def _open_json(self, run_id: str, sealed: bytes) -> Any:
+        return json.loads(self._sealer.open(run_id, sealed))
+
+    async def _submit(self, run: Callable[[sqlite3.Connection], T], *, single: bool = True) -> T:
+        if self._closed or self._loop is None:
+            raise LedgerError("the ledger is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Operation(run, future, single))
+        return await future
+
+    def _work(self, connection: sqlite3.Connection) -> None:
+        running = True
+        while running:
+            first = self._queue.get()
+            if first is None:
+                break
+            group = [first]
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                _apply(connection, first)
+                until = time.monotonic() + _GROUP_SECONDS
+                while len(group) < _GROUP_ROWS and time.monotonic() < until:
+                    try:
+                        following = self._queue.get_nowait()
+                    except queue.Empty:
+                        break
+                    if following is None:
+                        running = False
+                        break
+                    group.append(following)
+                    _apply(connection, following)
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                for operation in group:
+                    operation.error = LedgerError(f"nothing was stored: {error}")
+            self._deliver(group)
+        try:
+            connection.close()
+        except sqlite3.Error:
+            pass
+
+    def _deliver(self, group: list[_Operation]) -> None:
+        assert self._loop is not None  # noqa: S101
+        try:
+            self._loop.call_soon_threadsafe(_resolve, group)
+        except RuntimeError:
+            # The loop has ended; nobody waits.
+            pass
+
+
+_LOOKUP: Final = "SELECT route, body_hash, state, owner, answer, executions FROM runs WHERE run_id=?"
+
+
+def _apply(connection: sqlite3.Connection, operation: _Operation) -> None:
+    try:
+        if operation.single:
+            operation.result = operation.run(connection)
+            return
+        connection.execute("SAVEPOINT operation")
+        operation.result = operation.run(connection)
+        connection.execute("RELEASE operation")
+    except sqlite3.OperationalError:
+        # A failing disk concerns the whole group.
+        raise
+    except Exception as error:  # noqa: BLE001
+        operation.error = error
+        if not operation.single:
+            connection.execute("ROLLBACK TO operation")
+            connection.execute("RELEASE operation")
+
+
+def _resolve(group: Iterable[_Operation]) -> None:
+    for operation in group:
+        if operation.future.done():
+            continue
+        if operation.error is not None:
+            operation.future.set_exception(operation.error)
+        else:
+            operation.future.set_result(operation.result)

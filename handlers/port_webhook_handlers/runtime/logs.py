@@ -1,0 +1,65 @@
+"""The listener's log: one JSON object a line, on standard error, without bodies and without secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from port_webhook_handlers.runtime.redact import Redactor
+
+_MAX_TEXT: Final = 8_192
+_ROTATE_BYTES: Final = 10 * 1024 * 1024
+
+
+class Log:
+    """Writes lines to a file descriptor.
+
+    Args:
+        descriptor: where to; standard error by default.
+        path: the file behind standard output and error; at 10 MiB it is renamed to `<name>.1`.
+    """
+
+    def __init__(self, descriptor: int = 2, path: Path | None = None) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self.redact = Redactor()
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        """Writes a line: time, event and the fields; text is redacted and cut at 8 KiB."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "event": event,
+        }
+        for name, value in fields.items():
+            line[name] = self.redact(value)[:_MAX_TEXT] if isinstance(value, str) else value
+        try:
+            os.write(self._descriptor, json.dumps(line, default=str).encode() + b"\n")
+            self._rotate()
+        except OSError:
+            # A full disk must not stop the listener from answering.
+            pass
+
+    def error(self, event: str, error: BaseException, **fields: Any) -> None:
+        """Writes a line about an unexpected error: its type, text and innermost place, no stack."""
+        place = ""
+        trace = error.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            place = f"{Path(code.co_filename).name}:{trace.tb_lineno} {code.co_name}"
+            trace = trace.tb_next
+        self(event, error=f"{type(error).__name__}: {error}", place=place, **fields)
+
+    def _rotate(self) -> None:
+        if self._path is None or os.fstat(self._descriptor).st_size < _ROTATE_BYTES:
+            return
+        self._path.replace(self._path.with_name(self._path.name + ".1"))
+        fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for standard in (1, 2):
+            os.dup2(fresh, standard)
+        os.close(fresh)

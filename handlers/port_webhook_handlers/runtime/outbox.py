@@ -1,0 +1,321 @@
+"""Tells Port about runs: in order for each run, the terminal status last, until Port has taken it.
+
+| Port's answer | log, progress, entity | terminal status |
+|---|---|---|
+| 401, 408, 425, 429, 5xx, none | again, after a growing delay | again, after a growing delay |
+| 403 | noted in the summary | again: permissions and allow lists get repaired |
+| 422 | noted in the summary | the run is read: if it has ended, that is the end |
+| other 4xx | noted in the summary | given up |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from port_webhook_handlers.port.client import PortApiError, PortClient, PortError, quote
+from port_webhook_handlers.runtime.ledger import Ledger, LedgerError, Report
+from port_webhook_handlers.runtime.logs import Log
+from port_webhook_handlers.runtime.metrics import Metrics
+from port_webhook_handlers.runtime.secret_file import LiveSecrets
+
+if TYPE_CHECKING:
+    from port_webhook_handlers.runtime.secret_file import ApiCredentials
+
+_CALLS_AT_ONCE: Final = 8
+_MAX_MESSAGE: Final = 16_000
+_MAX_SUMMARY: Final = 8_000
+_MAX_DELAY_SECONDS: Final = 60.0
+# After so many failures of one report it is asked whether Port as a whole is down.
+_SUSPICIOUS_FAILURES: Final = 6
+_RETRIED: Final = frozenset({401, 408, 425, 429})
+_ENDED: Final = frozenset({"SUCCESS", "FAILURE", "DECLINED"})
+
+
+class Outbox:
+    """Delivers the reports in the ledger.
+
+    Args:
+        ledger: where reports wait.
+        secrets: credentials of Port's API, as they are at each call.
+        base_url: address of Port's API, or a function that finds it.
+        log, metrics: where deliveries are noted.
+        first_delay: seconds before the second attempt; it doubles from there, up to a minute.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        secrets: LiveSecrets,
+        base_url: str | Callable[[], str],
+        log: Log,
+        metrics: Metrics,
+        first_delay: float = 1.0,
+    ) -> None:
+        self._ledger = ledger
+        self._secrets = secrets
+        self._base_url = base_url
+        self._log = log
+        self._metrics = metrics
+        self._first_delay = first_delay
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+        self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="port")
+        self._cancelled = threading.Event()
+        self._client: PortClient | None = None
+        self._credentials: ApiCredentials | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def wake(self, run_id: str) -> None:
+        """A run has something to report."""
+        if self._closed:
+            return
+        if run_id in self._runs:
+            self._again.add(run_id)
+            return
+        task = asyncio.ensure_future(self._deliver(run_id))
+        self._runs[run_id] = task
+        task.add_done_callback(lambda _: self._ended(run_id))
+
+    async def scan(self) -> None:
+        """Looks for runs of this process, or of none, that have something to report."""
+        for run_id in await self._ledger.unreported():
+            if run_id not in self._runs:
+                self.wake(run_id)
+
+    async def flush(self, seconds: float, run_id: str | None = None) -> bool:
+        """Waits until the reports of one run, or all, are delivered.
+
+        Returns:
+            False if that took longer.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while tasks := [task for name, task in self._runs.items() if run_id in (None, name)]:
+            left = until - loop.time()
+            if left <= 0:
+                return False
+            await asyncio.wait(tasks, timeout=left)
+            # Let the callbacks run that restart a delivery.
+            await asyncio.sleep(0)
+        return True
+
+    async def close(self) -> None:
+        """Stops delivering; what is left stays in the ledger."""
+        self._closed = True
+        self._cancelled.set()
+        tasks = list(self._runs.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await asyncio.to_thread(self._threads.shutdown)
+        if self._client is not None:
+            self._client.close()
+
+    async def fail_now(self, run_id: str, summary: str) -> None:
+        """Reports a failure past the ledger, once; never raises."""
+        body = {"status": "FAILURE", "summary": summary}
+        try:
+            async with asyncio.timeout(10):
+                await self._call("PATCH", f"/v1/actions/runs/{quote(run_id)}", {"version": "v2"}, body)
+        except (PortError, TimeoutError) as error:
+            self._log("failure not reported", run=run_id, error=str(error))
+
+    def _ended(self, run_id: str) -> None:
+        del self._runs[run_id]
+        if run_id in self._again:
+            self._again.discard(run_id)
+            self.wake(run_id)
+
+    async def _deliver(self, run_id: str) -> None:
+        failures = 0
+        try:
+            while reports := await self._ledger.reports(run_id):
+                self._again.discard(run_id)
+                group = _group(reports)
+                kind = group[0].kind
+                try:
+                    await self._send(run_id, group)
+                except PortError as error:
+                    failures += 1
+                    if not await self._refused(run_id, group, error, failures):
+                        self._metrics.count(
+                            "port_webhook_reports_total", ("kind", kind), ("outcome", "retried")
+                        )
+                        await asyncio.sleep(self._delay(failures, error))
+                    else:
+                        self._metrics.count(
+                            "port_webhook_reports_total", ("kind", kind), ("outcome", "refused")
+                        )
+                        failures = 0
+                else:
+                    failures = 0
+                    self._metrics.count("port_webhook_reports_total", ("kind", kind), ("outcome", "taken"))
+                    await self._taken(run_id, group)
+        except LedgerError as error:
+            # What is not marked as taken is found again by the next scan.
+            self._log("reports not marked", run=run_id, error=str(error))
+        except Exception as error:  # noqa: BLE001
+            self._log.error("delivery failed", error, run=run_id)
+
+    async def _send(self, run_id: str, group: Sequence[Report]) -> None:
+        kind, body = group[0].kind, group[0].body
+        run = f"/v1/actions/runs/{quote(run_id)}"
+        if kind == "log":
+            message = "\n".join(report.body["message"] for report in group)
+            await self._call("POST", f"{run}/logs", None, {"message": message})
+        elif kind == "patch":
+            await self._call("PATCH", run, {"version": "v2"}, body)
+        elif kind == "entity":
+            await self._entity(run_id, body)
+        else:
+            await self._call("PATCH", run, {"version": "v2"}, await self._final(run_id, body))
+
+    async def _entity(self, run_id: str, write: Mapping[str, Any]) -> None:
+        path = f"/v1/blueprints/{quote(str(write['blueprint']))}/entities"
+        body = write["body"]
+        if write["op"] == "delete":
+            try:
+                await self._call("DELETE", f"{path}/{quote(str(body['identifier']))}", None, None)
+            except PortApiError as error:
+                if error.status != 404:
+                    raise
+            return
+        params = {"upsert": "true", "merge": "true"}
+        try:
+            await self._call("POST", path, {**params, "run_id": run_id}, body)
+        except PortApiError as error:
+            # Port lists an entity under a run only while the run is open; the write itself is still due.
+            if error.code != "run_exhausted":
+                raise
+            await self._call("POST", path, params, body)
+
+    async def _final(self, run_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        notes = await self._ledger.notes(run_id)
+        summary = str(body.get("summary") or "")[:_MAX_SUMMARY]
+        if notes:
+            summary = "\n\n".join(
+                filter(None, [summary, "Not everything was reported:\n- " + "\n- ".join(notes)])
+            )
+        final = {"status": body["status"]}
+        if summary:
+            final["summary"] = summary
+        if body.get("link"):
+            final["link"] = body["link"]
+        return final
+
+    async def _refused(self, run_id: str, group: Sequence[Report], error: PortError, failures: int) -> bool:
+        """Whether a report needs no further attempt; if so, it has been dealt with."""
+        kind = group[0].kind
+        status = error.status if isinstance(error, PortApiError) else None
+        passing = status is None or status in _RETRIED or status >= 500
+        if kind == "final":
+            if passing or status == 403:
+                self._log("run not reported yet", run=run_id, error=str(error), attempt=failures)
+                return False
+            if status == 422 and not await self._has_ended(run_id, group[0].body):
+                return False
+            if status != 422:
+                self._log("run not reported", run=run_id, error=str(error))
+            await self._ledger.close_run(run_id)
+            return True
+        if passing and (failures < _SUSPICIOUS_FAILURES or not await self._is_up(run_id)):
+            return False
+        self._log("report refused", run=run_id, kind=kind, error=str(error))
+        code = getattr(error, "code", "") or status or "no answer"
+        what = {"log": "log lines", "patch": "progress"}.get(kind) or f"entity {_entity_name(group[0].body)}"
+        await self._ledger.reported(run_id, [report.seq for report in group], f"{what}: Port answered {code}")
+        return True
+
+    async def _has_ended(self, run_id: str, body: Mapping[str, Any]) -> bool:
+        """After Port refused a terminal status: whether nothing is left to do."""
+        path = f"/v1/actions/runs/{quote(run_id)}"
+        try:
+            run = (await self._call("GET", path, {"version": "v2"}, None)).get("run", {})
+            status = run.get("status")
+            if status not in _ENDED:
+                # Perhaps the summary or link is what Port dislikes.
+                await self._call("PATCH", path, {"version": "v2"}, {"status": body["status"]})
+                status = body["status"]
+        except PortApiError as error:
+            if error.status in _RETRIED or error.status >= 500:
+                return False
+            self._log("run not reported", run=run_id, error=str(error))
+            return True
+        except PortError:
+            return False
+        if status != body["status"]:
+            self._log("run had ended otherwise", run=run_id, port=str(status), ours=str(body["status"]))
+        return True
+
+    async def _is_up(self, run_id: str) -> bool:
+        try:
+            await self._call("GET", f"/v1/actions/runs/{quote(run_id)}", {"version": "v2"}, None)
+        except PortError:
+            return False
+        return True
+
+    async def _taken(self, run_id: str, group: Sequence[Report]) -> None:
+        if group[0].kind == "final":
+            self._log("run reported", run=run_id, status=group[0].body["status"])
+            await self._ledger.close_run(run_id)
+        else:
+            await self._ledger.reported(run_id, [report.seq for report in group])
+
+    def _delay(self, failures: int, error: PortError) -> float:
+        longest = min(_MAX_DELAY_SECONDS, self._first_delay * 2.0 ** min(failures - 1, 10))
+        jittered = longest * random.uniform(0.5, 1)  # noqa: S311
+        wanted = getattr(error, "retry_after", None)
+        return max(jittered, float(wanted)) if isinstance(wanted, int | float) else jittered
+
+    async def _call(
+        self, method: str, path: str, params: Mapping[str, str] | None, body: Any
+    ) -> dict[str, Any]:
+        def call() -> dict[str, Any]:
+            # Within a call the client itself honours Retry-After and refreshes the token after a 401.
+            return self._port().request(method, path, params=params, json=body, attempts=2)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _port(self) -> PortClient:
+        credentials = self._secrets.content.api
+        with self._lock:
+            if credentials is None:
+                raise PortError(
+                    "the secrets store holds no credentials of Port's API; set them and deploy again"
+                )
+            if self._client is None or credentials != self._credentials:
+                self._credentials = credentials
+                # Calls in flight end with the former client, which closes its connections by itself.
+                self._client = PortClient(
+                    self._base_url,
+                    credentials.client_id,
+                    credentials.client_secret,
+                    backoff=min(0.5, self._first_delay),
+                    concurrency=_CALLS_AT_ONCE,
+                    cancelled=self._cancelled,
+                )
+            return self._client
+
+
+def _group(reports: Sequence[Report]) -> list[Report]:
+    """The first report, with the log lines that follow a log line: they are sent in one call."""
+    group = [reports[0]]
+    if reports[0].kind == "log":
+        size = len(reports[0].body["message"])
+        for report in reports[1:]:
+            size += len(report.body.get("message", "")) + 1
+            if report.kind != "log" or size > _MAX_MESSAGE:
+                break
+            group.append(report)
+    return group
+
+
+def _entity_name(write: Mapping[str, Any]) -> str:
+    return f"{write.get('blueprint')}/{(write.get('body') or {}).get('identifier')}"

@@ -1,0 +1,499 @@
+"""From a request to a claimed run, without any web framework.
+
+The order is fixed: signature, then JSON, then route, run id and inputs, then the claim in the ledger, then the
+answer. Every refusal is a 4xx with `{"error": "<reason>", "message": "…"}`; a 5xx means that the listener, not
+the request, is at fault.
+
+| status | reasons |
+|---|---|
+| 400 | `duplicate_header`, `malformed_signature`, `malformed_timestamp`, `invalid_json`, `duplicate_key`, …, `not_an_object`, `missing_run_id`, `invalid_run_id` |
+| 401 | `missing_signature`, `bad_signature`, `missing_timestamp`, `stale_timestamp` |
+| 403 | `wrong_route` |
+| 404 | `not_found`, `unknown_route` |
+| 405 | `wrong_method` |
+| 409 | `run_id_reused` |
+| 410 | `answer_expired` |
+| 413 | `too_large` |
+| 422 | `invalid_inputs` (synchronous) |
+| 503 | `stopping`, `overloaded` (synchronous), `not_stored` |
+| 504 | `still_running` |
+
+An asynchronous run that is verified but cannot be executed is answered 202 with `"accepted": false` and the same
+reason: the request has arrived, and the run ends as FAILURE in Port through the outbox. Port does not say what a
+4xx does to an asynchronous run, so the answer's status must not be what ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from urllib.parse import quote, unquote_to_bytes
+
+from port_webhook_handlers.port.signature import VerificationError, verify, verify_official_agent
+from port_webhook_handlers.port.strict_json import StrictJsonError, strict_json
+from port_webhook_handlers.runtime.config import Limits
+from port_webhook_handlers.runtime.inputs import InputsValidator
+from port_webhook_handlers.runtime.ledger import Answer, Claim, Ledger, LedgerError
+from port_webhook_handlers.runtime.logs import Log
+from port_webhook_handlers.runtime.manifest import Manifest, Route
+from port_webhook_handlers.runtime.metrics import Metrics
+from port_webhook_handlers.runtime.secret_file import LiveSecrets
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+PREFIX: Final = "/webhooks/"
+VERIFICATION: Final = "_verification"
+ENVELOPE_RUN_ID: Final = ("port_context", "runId")
+
+# A run id becomes a segment of a path in Port's API.
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_POLL_SECONDS: Final = 0.1
+
+_BAD_REQUEST: Final = frozenset({"malformed_signature", "malformed_timestamp", "malformed_body"})
+_MESSAGES: Final = {
+    "missing_signature": "The request has no x-port-signature header; only signed requests are accepted.",
+    "malformed_signature": "The x-port-signature header must be 'v1,' and 32 bytes in base64.",
+    "bad_signature": "No active signing secret made this signature over these bytes.",
+    "missing_timestamp": "The request has no x-port-timestamp header.",
+    "malformed_timestamp": "The x-port-timestamp header must be seconds or milliseconds since the epoch.",
+    "stale_timestamp": "The timestamp is too far from this listener's clock.",
+    "malformed_body": "The body is not what Port's execution agent sends.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer: HTTP status, JSON text and further headers."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class RefusedError(Exception):
+    """A request that is not served.
+
+    Attributes:
+        status: HTTP status.
+        reason: code in snake case.
+        message: text for people.
+        fields: input to problem, for `invalid_inputs`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        fields: dict[str, str] | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.fields = fields
+        self.headers = headers
+
+    @property
+    def response(self) -> Response:
+        """The answer."""
+        return Response(self.status, json_bytes(self.body()), self.headers)
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        body: dict[str, Any] = {"error": self.reason, "message": self.message}
+        if self.fields is not None:
+            body["fields"] = self.fields
+        return body
+
+    def summary(self) -> str:
+        """What Port shows for the run."""
+        return self.message + "".join(
+            f"\n- `{name or 'inputs'}` {problem}" for name, problem in (self.fields or {}).items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """A verified request for one run of a known route."""
+
+    route: Route
+    run_id: str
+    body: dict[str, Any]
+    raw: bytes
+
+
+class Executor(Protocol):
+    """What the receiver hands runs to."""
+
+    def accepted(self, run_id: str, route: str) -> None:
+        """An asynchronous run was claimed."""
+
+    def refused(self, run_id: str) -> None:
+        """A run was stored together with the report that ends it."""
+
+    async def answer(self, invocation: Invocation, seconds: float) -> Answer:
+        """Executes a claimed synchronous run; its answer is stored when this returns."""
+
+    async def fail_now(self, run_id: str, summary: str) -> None:
+        """Tells Port, without the ledger, that a run failed; never raises."""
+
+
+class Receiver:
+    """Verifies, routes, validates and claims.
+
+    Args:
+        manifest: routes.
+        digest: digest of the bundle that this process loaded.
+        nonce: name of this listener at `/health`.
+        secrets: signing secrets.
+        ledger: where runs are claimed.
+        executor: what runs are handed to.
+        limits: bounds.
+        log, metrics: where requests are noted.
+        clock: seconds since the epoch.
+
+    Raises:
+        ValueError: a route's input schema is not one.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        digest: str,
+        nonce: str,
+        secrets: LiveSecrets,
+        ledger: Ledger,
+        executor: Executor,
+        limits: Limits,
+        log: Log,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._digest = digest
+        self._secrets = secrets
+        self._ledger = ledger
+        self._executor = executor
+        self._limits = limits
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+        self._routes = dict(manifest.routes)
+        self._by_path = {PREFIX + quote(name, safe=""): route for name, route in manifest.routes.items()}
+        self._validators = {
+            name: InputsValidator(route.inputs_schema, route.encrypted_inputs)
+            for name, route in manifest.routes.items()
+        }
+        self._agent_probes = any(route.scheme == "official-agent" for route in manifest.routes.values())
+        self._health = json_bytes({"status": "ok", "nonce": nonce, "digest": digest})
+        self._answers: dict[str, asyncio.Task[Answer]] = {}
+        self.stopping = False
+        self.overloaded = False
+
+    async def handle(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
+        """Answers one request; never raises for what a request holds.
+
+        Args:
+            method: in capitals.
+            path: as received, percent-encoded, without query.
+            headers: names in lower case.
+            body: at most `limits.max_body_bytes`; the adapter answers larger ones by `too_large()`.
+        """
+        reason = ""
+        try:
+            response = await self._handle(method, path, headers, body)
+        except RefusedError as refusal:
+            reason = refusal.reason
+            response = refusal.response
+            self._log("refused", reason=reason, status=refusal.status, path=path[:200])
+        except Exception as error:  # noqa: BLE001
+            reason = "internal"
+            self._log.error("request failed", error, path=path[:200])
+            response = Response(
+                500, json_bytes({"error": "internal", "message": "The listener failed; see its log."})
+            )
+        self._metrics.count(
+            "port_webhook_requests_total", ("status", str(response.status)), ("reason", reason)
+        )
+        return response
+
+    def too_large(self, path: str) -> Response:
+        """The answer to a body above the limit."""
+        self._metrics.count("port_webhook_requests_total", ("status", "413"), ("reason", "too_large"))
+        self._log("refused", reason="too_large", status=413, path=path[:200])
+        limit = self._limits.max_body_bytes
+        return Response(
+            413, json_bytes(RefusedError(413, "too_large", f"The body is larger than {limit} bytes.").body())
+        )
+
+    async def _handle(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
+        route = self._by_path.get(path)
+        if route is not None:
+            invocation = self._invocation(route, method, headers, body)
+            return await self._claim(invocation)
+        if path == "/health":
+            if method not in ("GET", "HEAD"):
+                raise _wrong_method("GET, HEAD")
+            return Response(200, self._health)
+        if not path.startswith(PREFIX):
+            raise RefusedError(404, "not_found", "There is nothing here; routes are under /webhooks/.")
+        try:
+            name = unquote_to_bytes(path[len(PREFIX) :]).decode()
+        except UnicodeDecodeError:
+            raise RefusedError(404, "not_found", "The path is not UTF-8.") from None
+        if name == VERIFICATION:
+            return await self._probe(method, headers, body)
+        if name in self._routes:
+            return await self._claim(self._invocation(self._routes[name], method, headers, body))
+        return await self._unknown(name, headers, body)
+
+    # Verification
+
+    def _verified(self, scheme: str, headers: Headers, body: bytes) -> dict[str, Any]:
+        signature: str | None = None
+        timestamp: str | None = None
+        for name, value in headers:
+            if name == b"x-port-signature":
+                if signature is not None:
+                    raise RefusedError(400, "duplicate_header", "The x-port-signature header is there twice.")
+                signature = value.decode("latin-1")
+            elif name == b"x-port-timestamp":
+                if timestamp is not None:
+                    raise RefusedError(400, "duplicate_header", "The x-port-timestamp header is there twice.")
+                timestamp = value.decode("latin-1")
+        now = self._clock()
+        secrets = self._secrets.signing(now)
+        tolerance = self._limits.tolerance_seconds
+        try:
+            if scheme == "official-agent":
+                parsed = verify_official_agent(
+                    secrets,
+                    signature,
+                    timestamp,
+                    body,
+                    now=now,
+                    tolerance=tolerance,
+                    max_bytes=self._limits.max_body_bytes,
+                )
+            else:
+                verify(secrets, signature, timestamp, body, now=now, tolerance=tolerance)
+                parsed = strict_json(body)
+        except VerificationError as error:
+            status = 400 if error.reason in _BAD_REQUEST else 401
+            raise RefusedError(
+                status, error.reason, _MESSAGES.get(error.reason, "The request is not Port's.")
+            ) from None
+        except StrictJsonError as error:
+            raise RefusedError(400, error.reason, f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+        if not isinstance(parsed, dict):
+            raise RefusedError(400, "not_an_object", "The body must be a JSON object.")
+        return parsed
+
+    def _invocation(self, route: Route, method: str, headers: Headers, body: bytes) -> Invocation:
+        parsed = self._verified(route.scheme, headers, body)
+        if method != route.method:
+            raise _wrong_method(route.method)
+        _check_action(parsed, route.action, required=route.run_id_path == ENVELOPE_RUN_ID)
+        return Invocation(route, _run_id(parsed, route.run_id_path), parsed, body)
+
+    # Claims
+
+    async def _claim(self, invocation: Invocation) -> Response:
+        route = invocation.route
+        refusal = self._refusal(invocation)
+        if route.mode == "sync":
+            if refusal is not None:
+                raise refusal
+            return await self._answer(invocation)
+        return await self._accept(invocation.run_id, route.name, invocation, refusal)
+
+    def _refusal(self, invocation: Invocation) -> RefusedError | None:
+        if self.stopping:
+            return RefusedError(503, "stopping", "The listener is being stopped and starts no more runs.")
+        if self.overloaded:
+            return RefusedError(503, "overloaded", "Too many runs are waiting; try again later.")
+        if invocation.route.kind == "automation":
+            # An event's shape is Port's, not a form's.
+            return None
+        fields = self._validators[invocation.route.name].errors(invocation.body.get("inputs", {}))
+        if fields:
+            return RefusedError(422, "invalid_inputs", "The inputs are not valid.", fields)
+        return None
+
+    async def _accept(
+        self, run_id: str, route: str, invocation: Invocation, refusal: RefusedError | None
+    ) -> Response:
+        body_hash = _hash(invocation.body)
+        answer: Answer | None = None
+        failure: dict[str, Any] | None = None
+        if refusal is not None:
+            answer = Answer(202, {"accepted": False, "runId": run_id, **refusal.body()})
+            failure = {"status": "FAILURE", "summary": refusal.summary()}
+        try:
+            claim = await self._ledger.claim(
+                run_id, route, "async", body_hash, invocation.raw, refusal=answer, failure=failure
+            )
+        except LedgerError as error:
+            claim = await self._not_stored(run_id, route, body_hash, error)
+        if not claim.same:
+            raise _reused()
+        if claim.new:
+            if refusal is None:
+                self._executor.accepted(run_id, route)
+            else:
+                self._executor.refused(run_id)
+                self._log("run refused", run=run_id, route=route, reason=refusal.reason)
+        if claim.answer is not None:
+            return Response(claim.answer.status, json_bytes(claim.answer.body))
+        return Response(202, b'{"accepted":true,"runId":"' + run_id.encode() + b'"}')
+
+    async def _not_stored(self, run_id: str, route: str, body_hash: bytes, error: LedgerError) -> Claim:
+        self._log("not stored", run=run_id, route=route, error=str(error))
+        try:
+            known = await self._ledger.lookup(run_id, route, body_hash)
+        except LedgerError:
+            known = None
+        if known is not None:
+            # A repeat needs no place in the ledger, and its run must not be failed.
+            return known
+        await self._executor.fail_now(run_id, "The listener could not store the run; it was not started.")
+        raise RefusedError(503, "not_stored", "The run could not be stored and was not started.") from None
+
+    async def _answer(self, invocation: Invocation) -> Response:
+        run_id, route = invocation.run_id, invocation.route
+        seconds = min(route.timeout_seconds, self._limits.sync_deadline_seconds)
+        body_hash = _hash(invocation.body)
+        try:
+            claim = await self._ledger.claim(run_id, route.name, "sync", body_hash, invocation.raw)
+        except LedgerError as error:
+            self._log("not stored", run=run_id, route=route.name, error=str(error))
+            raise RefusedError(
+                503, "not_stored", "The run could not be stored and was not started."
+            ) from None
+        if not claim.same:
+            raise _reused()
+        if claim.new:
+            task = asyncio.ensure_future(self._executor.answer(invocation, seconds))
+            self._answers[run_id] = task
+            task.add_done_callback(lambda _: self._answers.pop(run_id, None))
+            # The run outlives its request: a lost connection must not end it half-way.
+            answer = await asyncio.shield(task)
+        else:
+            answer = await self._first_answer(claim, invocation, body_hash, seconds)
+        return Response(answer.status, json_bytes(answer.body))
+
+    async def _first_answer(
+        self, claim: Claim, invocation: Invocation, body_hash: bytes, seconds: float
+    ) -> Answer:
+        until = time.monotonic() + seconds
+        while claim.state != "done":
+            left = until - time.monotonic()
+            if left <= 0:
+                raise RefusedError(504, "still_running", "The first request of this run has no answer yet.")
+            task = self._answers.get(invocation.run_id)
+            if task is not None:
+                await asyncio.wait([task], timeout=left)
+            else:
+                # Another process executes it, during an exchange of servers.
+                await asyncio.sleep(min(left, _POLL_SECONDS))
+            found = await self._ledger.lookup(invocation.run_id, invocation.route.name, body_hash)
+            if found is None:
+                raise RefusedError(
+                    409, "interrupted", "The first request of this run was interrupted; send it again."
+                )
+            claim = found
+        if claim.answer is None:
+            raise RefusedError(410, "answer_expired", "This run has ended; its answer is not kept any more.")
+        return claim.answer
+
+    async def _probe(self, method: str, headers: Headers, body: bytes) -> Response:
+        try:
+            parsed = self._verified("raw", headers, body)
+        except RefusedError as refusal:
+            if refusal.reason != "bad_signature" or not self._agent_probes:
+                raise
+            parsed = self._verified("official-agent", headers, body)
+        if method != "POST":
+            raise _wrong_method("POST")
+        _check_action(parsed, VERIFICATION, required=True)
+        run_id = _run_id(parsed, ENVELOPE_RUN_ID)
+        try:
+            claim = await self._ledger.claim(run_id, VERIFICATION, "probe", _hash(parsed), body)
+        except LedgerError as error:
+            self._log("not stored", run=run_id, route=VERIFICATION, error=str(error))
+            raise RefusedError(503, "not_stored", "The ledger cannot be written.") from None
+        if not claim.same:
+            raise _reused()
+        return Response(200, json_bytes({"digest": self._digest, "executions": claim.executions}))
+
+    async def _unknown(self, name: str, headers: Headers, body: bytes) -> Response:
+        parsed = self._verified("raw", headers, body)
+        unknown = RefusedError(
+            404, "unknown_route", "No handler is deployed for this route; deploy the stack again."
+        )
+        try:
+            _check_action(parsed, name, required=True)
+            run_id = _run_id(parsed, ENVELOPE_RUN_ID)
+        except RefusedError:
+            raise unknown from None
+        # It is a run of that action, so it would stay open in Port if nobody ended it.
+        answer = Answer(404, unknown.body())
+        failure = {"status": "FAILURE", "summary": unknown.summary()}
+        try:
+            claim = await self._ledger.claim(
+                run_id, name, "async", _hash(parsed), body, refusal=answer, failure=failure
+            )
+        except LedgerError as error:
+            claim = await self._not_stored(run_id, name, _hash(parsed), error)
+        if not claim.same:
+            raise _reused()
+        if claim.new:
+            self._executor.refused(run_id)
+        raise unknown
+
+
+def _check_action(body: dict[str, Any], expected: str, *, required: bool) -> None:
+    context = body.get("port_context")
+    action = context.get("action") if isinstance(context, dict) else None
+    # All actions of an organisation are signed alike: without this a request for one could be sent to another.
+    if action != expected and (required or action is not None):
+        raise RefusedError(403, "wrong_route", "The body's port_context.action does not name this route.")
+
+
+def _run_id(body: dict[str, Any], path: tuple[str, ...]) -> str:
+    value: Any = body
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    if value is None:
+        raise RefusedError(400, "missing_run_id", f"The body has no run id at {'.'.join(path)}.")
+    if not isinstance(value, str) or not _RUN_ID.fullmatch(value):
+        raise RefusedError(400, "invalid_run_id", f"The value at {'.'.join(path)} is not a run id.")
+    return value
+
+
+def _wrong_method(allowed: str) -> RefusedError:
+    message = f"This path is invoked with {allowed}."
+    return RefusedError(405, "wrong_method", message, headers=((b"allow", allowed.encode()),))
+
+
+def _reused() -> RefusedError:
+    return RefusedError(
+        409, "run_id_reused", "This run id was used with another request; nothing was started."
+    )
+
+
+def _hash(body: dict[str, Any]) -> bytes:
+    """Equal for bodies that differ only in blanks, escapes and the order of keys."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).digest()
+
+
+def json_bytes(value: Any) -> bytes:
+    """Compact JSON in UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
