@@ -6,6 +6,7 @@ order of directory listings.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -133,7 +134,7 @@ def _locate(handler: str | Path) -> _Source:
     if top in sys.stdlib_module_names:
         raise BundleError(f"{handler} belongs to Python itself and holds no handlers")
     # Found without being imported: nothing of the handlers runs in this process.
-    spec = PathFinder.find_spec(top, [os.getcwd(), *sys.path])
+    spec = PathFinder.find_spec(top, [os.getcwd()]) or importlib.util.find_spec(top)
     if spec is None:
         raise BundleError(f"module {handler} is not found; install its package or give the path of its file")
     places = list(spec.submodule_search_locations or ()) or ([spec.origin] if spec.origin else [])
