@@ -7,6 +7,7 @@ JSON type of its result; inside a longer text the result is written as text.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from port_webhook_handlers.port.definitions.node import Json, join
 
@@ -69,16 +70,24 @@ def parse_template(text: str) -> Template:
     return Template(tuple(parts))
 
 
-def templates(value: Json, path: str = "") -> Iterator[tuple[str, str]]:
-    """The texts with expressions in a JSON value, keys included, each with its path."""
+class TemplateAt(NamedTuple):
+    """A text with expressions, and where it stands: as a value, or as the key that ends the path."""
+
+    path: str
+    text: str
+    is_key: bool
+
+
+def templates(value: Json, path: str = "") -> Iterator[TemplateAt]:
+    """The texts with expressions in a JSON value."""
     match value:
         case str():
             if has_template(value):
-                yield path, value
+                yield TemplateAt(path, value, is_key=False)
         case dict():
             for key, item in value.items():
                 if has_template(key):
-                    yield join(path, key), key
+                    yield TemplateAt(join(path, key), key, is_key=True)
                 yield from templates(item, join(path, key))
         case list():
             for index, item in enumerate(value):

@@ -51,8 +51,8 @@ def test_single_expression_keeps_its_type():
 def test_templates_in_keys_and_values():
     body = {"{{ .k }}": 1, "a": ["x", {"b c": "{{ .v }}"}], "d": None}
     assert list(templates(body, "body")) == [
-        ("body['{{ .k }}']", "{{ .k }}"),
-        ("body.a[1]['b c']", "{{ .v }}"),
+        ("body['{{ .k }}']", "{{ .k }}", True),
+        ("body.a[1]['b c']", "{{ .v }}", False),
     ]
 
 

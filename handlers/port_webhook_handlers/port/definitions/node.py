@@ -225,7 +225,7 @@ class NodeOf:
 
     def parse(self, value: Json, path: str) -> Any:
         if not isinstance(value, Mapping):
-            raise DefinitionError(path, f"is {kind(value)}", "write an object")
+            raise DefinitionError(path, f"is {kind(value)}", f"write {self.base.MEANING}")
         chosen = self.choose(value) if self.choose else self.base
         if chosen is None:
             raise DefinitionError(path, f"is not {self.base.MEANING}", f"write {self.base.MEANING}")
