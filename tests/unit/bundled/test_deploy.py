@@ -20,8 +20,9 @@ import pytest
 
 from port_webhook_handlers.bundled.deploy import deploy_microservice
 from port_webhook_handlers.bundled.deploy.blueprints import BLUEPRINTS
-from port_webhook_handlers.bundled.deploy.local import current, folder_name, stop_all
+from port_webhook_handlers.bundled.deploy.local import current, folder_name
 from port_webhook_handlers.process import ProcessIdentity
+from port_webhook_handlers.runtime.deployments import end_deployments
 from port_webhook_handlers.sdk import Failure, InputError, Success
 from port_webhook_handlers.sdk.testing import Invocation, invoke
 
@@ -35,7 +36,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "project" / ".state" / "local"
     folder.mkdir(parents=True)
     yield folder
-    stop_all(folder / "deployments")
+    end_deployments(folder / "deployments")
 
 
 def deploy(state: Path, version: str = "1.0.0", service: str = "cart", **spec: Any) -> Invocation:
@@ -232,7 +233,7 @@ def test_archives_that_are_refused(
 @pytest.mark.parametrize("service", ["..", "a/b", "Cart", "é", "x" * 400])
 def test_no_service_leaves_its_folder(service: str, state: Path) -> None:
     link(deploy(state, service=service))
-    (folder,) = (state / "deployments").iterdir()
+    (folder,) = [path for path in (state / "deployments").iterdir() if path.is_dir()]
     assert (folder / "current.json").exists()
     assert len(folder.name) < 255
 
@@ -299,7 +300,8 @@ def test_one_deployment_of_a_service_at_a_time(state: Path) -> None:
     for thread in threads:
         thread.join()
     assert all(isinstance(outcome.result, Success) for outcome in outcomes)
-    assert stop_all(state / "deployments") == 1
+    ended = end_deployments(state / "deployments")
+    assert len(ended) == 1
 
 
 KILLED = """\
@@ -318,10 +320,10 @@ def test_what_a_killed_deployment_left_running_is_ended(state: Path) -> None:
     link(deploy(state))
     before = live(state)
     killed = subprocess.Popen([sys.executable, "-c", KILLED, str(deployments), str(SERVER)])
-    until(lambda: bool(list(deployments.glob("cart/9.0.0-*/process.json"))))
+    until(lambda: bool(list(deployments.glob("cart+9.0.0-*.json"))))
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    (file,) = deployments.glob("cart/9.0.0-*/process.json")
+    (file,) = deployments.glob("cart+9.0.0-*.json")
     left = json.loads(file.read_text())
     stray = ProcessIdentity(left["pid"], left["start_time"])
     assert stray.is_alive()
@@ -329,6 +331,18 @@ def test_what_a_killed_deployment_left_running_is_ended(state: Path) -> None:
     link(deploy(state, "1.1.0"))
     assert not stray.is_alive()
     assert not file.exists()
+    assert len(list(deployments.glob("*.json"))) == 1
+
+
+def test_removal_ends_what_runs_and_what_was_interrupted(state: Path) -> None:
+    deployments = state / "deployments"
+    link(deploy(state))
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(deployments), str(SERVER)])
+    until(lambda: bool(list(deployments.glob("cart+9.0.0-*.json"))))
+    killed.kill()
+    killed.wait()
+    assert len(end_deployments(deployments)) == 2
+    assert not live(state).is_alive()
 
 
 def test_blueprints_fit_the_entities(state: Path) -> None:

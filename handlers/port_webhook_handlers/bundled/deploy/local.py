@@ -1,8 +1,10 @@
 """Deploys services as processes of this machine.
 
-`<deployments>/<service>/` holds one folder for each revision, with its artefact, log and `process.json`;
-`current.json` names the revision that is live. A version goes live only once it is healthy; until then, and
-if it never is, the one before keeps running.
+`<deployments>/<service>/` holds one folder for each revision, with its artefact and log, and `current.json`,
+which names the revision that is live. Every process is registered as `<deployments>/<service>+<revision>.json`
+from its start to its end, so that whoever removes the stack finds those of interrupted deployments too.
+
+A version goes live only once it is healthy; until then, and if it never is, the one before keeps running.
 """
 
 from __future__ import annotations
@@ -80,17 +82,20 @@ class LocalDeployer:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _exclusive(home / "lock", service, deadline):
             before = current(home)
-            _end_strays(home, before)
+            self._end_strays(home, before)
             # Unlike a folder's name it also becomes part of an entity's identifier, which has no %.
             revision = f"{re.sub(r'[^A-Za-z0-9.-]', '_', version)[:60]}-{secrets.token_hex(4)}"
             try:
                 live = self._start(home / revision, version, spec, report, deadline)
             except BaseException:
-                _discard(home / revision)
+                _end(_registration(home, revision))
+                shutil.rmtree(home / revision, ignore_errors=True)
                 raise
-            write_private(home / "current.json", json.dumps(asdict(live)).encode())
-            if before is not None and before.process.terminate(_STOP_SECONDS):
-                report(f"stopped version {before.version}")
+            _write(home / "current.json", live)
+            if before is not None:
+                if before.process.terminate(_STOP_SECONDS):
+                    report(f"stopped version {before.version}")
+                _registration(home, before.revision).unlink(missing_ok=True)
             _prune(home, {revision, before.revision if before else ""})
         return Deployment(
             url=f"http://{_HOST}:{live.port}",
@@ -126,30 +131,23 @@ class LocalDeployer:
         except OSError as error:
             raise DeploymentError(f"version {version} cannot be started: {error}") from error
         live = Live(process.pid, process.start_time, version, port, folder.name)
-        # Lets a later deployment, and the stack's removal, find it if this handler is killed now.
-        write_private(folder / "process.json", json.dumps(asdict(live)).encode())
+        _write(_registration(folder.parent, folder.name), live)
         report(f"started version {version} on port {port}")
         _wait_until_healthy(live, spec, log_file, min(deadline, time.monotonic() + spec.start_seconds))
         report(f"version {version} is healthy")
         return live
 
+    def _end_strays(self, home: Path, live: Live | None) -> None:
+        """Ends what deployments left running that were killed before they could decide."""
+        kept = _registration(home, live.revision) if live is not None else None
+        for file in self._deployments.glob(f"{home.name}+*.json"):
+            if file != kept:
+                _end(file)
+
 
 def current(home: Path) -> Live | None:
     """The revision that `current.json` in a service's folder names; None if there is none."""
     return _read(home / "current.json")
-
-
-def stop_all(deployments: Path) -> int:
-    """Ends every process that was deployed, those of interrupted deployments included.
-
-    Returns:
-        how many were running.
-    """
-    return sum(
-        live.process.terminate(_STOP_SECONDS)
-        for file in sorted(deployments.glob("*/*/process.json"))
-        if (live := _read(file)) is not None
-    )
 
 
 def folder_name(service: str) -> str:
@@ -159,6 +157,22 @@ def folder_name(service: str) -> str:
     """
     name = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), service)
     return name if len(name) <= 100 else f"{name[:60]}%{sha256(service.encode()).hexdigest()[:32]}"
+
+
+def _registration(home: Path, revision: str) -> Path:
+    # A service's folder has no + in its name.
+    return home.with_name(f"{home.name}+{revision}.json")
+
+
+def _write(file: Path, live: Live) -> None:
+    write_private(file, json.dumps(asdict(live)).encode())
+
+
+def _end(registration: Path) -> None:
+    live = _read(registration)
+    if live is not None:
+        live.process.terminate(_STOP_SECONDS)
+    registration.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Live | None:
@@ -243,21 +257,6 @@ def _exclusive(lock: Path, service: str, deadline: float) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _end_strays(home: Path, live: Live | None) -> None:
-    """Ends what deployments left running that were killed before they could decide."""
-    for file in home.glob("*/process.json"):
-        stray = _read(file)
-        if stray is not None and (live is None or stray.process != live.process):
-            stray.process.terminate(_STOP_SECONDS)
-
-
-def _discard(folder: Path) -> None:
-    started = _read(folder / "process.json")
-    if started is not None:
-        started.process.terminate(_STOP_SECONDS)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prune(home: Path, keep: set[str]) -> None:
