@@ -9,7 +9,6 @@ once is a conditional statement.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import json
 import os
@@ -27,6 +26,7 @@ T = TypeVar("T")
 _GROUP_ROWS: Final = 256
 _GROUP_SECONDS: Final = 0.002
 _NONCE_BYTES: Final = 12
+_KEY_CHECK: Final = "key"
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -55,6 +55,7 @@ CREATE TABLE IF NOT EXISTS reports (
   body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS reports_run ON reports(run_id, seq);
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -135,12 +136,17 @@ class _Sealer:
     def __init__(self, key: bytes) -> None:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        # A key of its own: nonces of the secrets store and of the ledger never meet under one key.
-        self._aead = AESGCM(hmac.digest(key, b"port-webhook ledger 1", hashlib.sha256))
+        # Keys of its own: nonces of the secrets store and of the ledger never meet under one key.
+        self._aead = AESGCM(hmac.digest(key, b"port-webhook ledger 1", "sha256"))
+        self._mark_key = hmac.digest(key, b"port-webhook ledger marks 1", "sha256")
 
     def seal(self, run_id: str, plain: bytes) -> bytes:
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._aead.encrypt(nonce, plain, run_id.encode())
+
+    def mark(self, body_hash: bytes) -> bytes:
+        """A hash that only this key can compare: from a plain one, short inputs could be guessed."""
+        return hmac.digest(self._mark_key, body_hash, "sha256")
 
     def open(self, run_id: str, sealed: bytes) -> bytes:
         return self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], run_id.encode())
@@ -182,6 +188,7 @@ class Ledger:
             LedgerError: it cannot be opened or is not a ledger.
         """
         self._loop = asyncio.get_running_loop()
+        connection: sqlite3.Connection | None = None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -192,8 +199,13 @@ class Ledger:
             # In WAL mode FULL is what makes a commit survive a loss of power, not just of the process.
             connection.execute("PRAGMA synchronous=FULL")
             connection.executescript(_SCHEMA)
+            self._check_key(connection)
         except (OSError, sqlite3.Error) as error:
-            raise LedgerError(f"ledger {self._path}: cannot be opened ({error})") from error
+            if connection is not None:
+                connection.close()
+            raise LedgerError(
+                f"ledger {self._path}: cannot be opened ({error}); move it away to start with an empty one"
+            ) from error
         self._thread = threading.Thread(target=self._work, args=(connection,), name="ledger", daemon=True)
         self._thread.start()
 
@@ -240,7 +252,7 @@ class Ledger:
         if refusal is not None:
             state, owner, sealed = "reporting" if failure else "done", self.owner, None
             answer = self._seal_json(run_id, [refusal.status, refusal.body])
-        row = (run_id, route, mode, body_hash, state, owner, sealed, answer, now, now)
+        row = (run_id, route, mode, self._sealer.mark(body_hash), state, owner, sealed, answer, now, now)
         report = None if failure is None else self._seal_json(run_id, failure)
 
         def operation(connection: sqlite3.Connection) -> Any:
@@ -276,7 +288,8 @@ class Ledger:
     def _claim(self, run_id: str, route: str, body_hash: bytes, new: bool, *row: Any) -> Claim:
         known_route, known_hash, state, owner, answer, executions = row
         known = None if answer is None else Answer(*self._open_json(run_id, answer))
-        return Claim(new, known_route == route and known_hash == body_hash, state, owner, known, executions)
+        same = known_route == route and known_hash == self._sealer.mark(body_hash)
+        return Claim(new, same, state, owner, known, executions)
 
     async def answer(self, run_id: str, answer: Answer) -> None:
         """Ends a synchronous run with its answer."""
@@ -540,6 +553,39 @@ class Ledger:
         }
 
     # The writer
+
+    def _check_key(self, connection: sqlite3.Connection) -> None:
+        """Ends what an earlier key encrypted: nobody can run or answer it any more."""
+        from cryptography.exceptions import InvalidTag
+
+        connection.execute("BEGIN IMMEDIATE")
+        row = connection.execute("SELECT value FROM meta WHERE name='key'").fetchone()
+        try:
+            if row is not None:
+                self._sealer.open(_KEY_CHECK, row[0])
+        except InvalidTag:
+            row = None
+            open_runs = connection.execute(
+                "SELECT run_id FROM runs WHERE mode='async' AND state!='done'"
+            ).fetchall()
+            connection.execute("DELETE FROM reports")
+            connection.execute("UPDATE runs SET payload=NULL, answer=NULL, child=NULL, owner=NULL")
+            connection.execute("UPDATE runs SET state='reporting' WHERE mode='async' AND state!='done'")
+            connection.execute("UPDATE runs SET state='done' WHERE mode!='async'")
+            lost = {
+                "status": "FAILURE",
+                "summary": "The run's data cannot be read: the key of the ledger was replaced.",
+            }
+            connection.executemany(
+                "INSERT INTO reports(run_id, kind, body) VALUES(?,'final',?)",
+                [(run_id, self._seal_json(run_id, lost)) for (run_id,) in open_runs],
+            )
+        if row is None:
+            connection.execute(
+                "INSERT OR REPLACE INTO meta(name, value) VALUES('key', ?)",
+                (self._sealer.seal(_KEY_CHECK, b""),),
+            )
+        connection.execute("COMMIT")
 
     def _seal_json(self, run_id: str, value: Any) -> bytes:
         return self._sealer.seal(run_id, json.dumps(value, separators=(",", ":")).encode())

@@ -419,7 +419,11 @@ class Receiver:
         except RefusedError as refusal:
             if refusal.reason != "bad_signature" or not self._agent_probes:
                 raise
-            parsed = self._verified("official-agent", headers, body)
+            # The reserved route runs nothing, so it may accept whichever scheme a route of this bundle does.
+            try:
+                parsed = self._verified("official-agent", headers, body)
+            except RefusedError:
+                raise refusal from None
         if method != "POST":
             raise _wrong_method("POST")
         _check_action(parsed, VERIFICATION, required=True)
