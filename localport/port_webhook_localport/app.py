@@ -84,9 +84,7 @@ class App:
         except ApiError as error:
             status, body = error.status, error.body()
         except _DroppedError:
-            # A promised body that does not come makes the server close the connection.
-            promise = [(b"content-length", b"1")]
-            await send({"type": "http.response.start", "status": 200, "headers": promise})
+            await _drop(receive, send)
             return
         except Exception:  # noqa: BLE001 - a defect of one route is one 500, and is logged
             _LOG.exception("%s %s", scope["method"], scope["path"])
@@ -232,6 +230,15 @@ async def _read_body(headers: Headers, receive: Receive) -> bytes:
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)
+
+
+async def _drop(receive: Receive, send: Send) -> None:
+    """Closes the connection without a byte, which ASGI has no message for: uvicorn's transport is asked."""
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 def _same_token(headers: Headers, expected: str) -> bool:

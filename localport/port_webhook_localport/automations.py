@@ -30,7 +30,7 @@ def entity_changed(
     event = {
         "action": action,
         "resourceType": "entity",
-        "trigger": _trigger(port, causing_run),
+        "trigger": _trigger(port, chain),
         "context": {
             "blueprintIdentifier": subject["blueprint"],
             "entityIdentifier": subject["identifier"],
@@ -48,7 +48,7 @@ def timer_expired(port: Port, entity: dict[str, Any], property_id: str) -> None:
         # The sources about Port do not name this value.
         "action": "TIMER_EXPIRED",
         "resourceType": "entity",
-        "trigger": _trigger(port, None),
+        "trigger": _trigger(port, ()),
         "context": {
             "blueprintIdentifier": entity["blueprint"],
             "entityIdentifier": entity["identifier"],
@@ -60,12 +60,7 @@ def timer_expired(port: Port, entity: dict[str, Any], property_id: str) -> None:
     _fire(port, types, "blueprintIdentifier", entity["blueprint"], event, (), None, property_id)
 
 
-def run_changed(
-    port: Port,
-    run: runstate.Run,
-    before: dict[str, Any] | None,
-    chain: tuple[str, ...] | None = None,
-) -> None:
+def run_changed(port: Port, run: runstate.Run, before: dict[str, Any] | None) -> None:
     """Fires RUN_CREATED or RUN_UPDATED and ANY_RUN_CHANGE.
 
     Args:
@@ -77,12 +72,12 @@ def run_changed(
         "id": make_id("event"),
         "action": action,
         "resourceType": "run",
-        "trigger": _trigger(port, run.id),
+        "trigger": _trigger(port, run.chain),
         "context": {"action": definition or {"identifier": run.action}},
         "diff": {"before": before, "after": runstate.view(port, run, "v2")},
     }
     types = (f"RUN_{action}D", "ANY_RUN_CHANGE")
-    _fire(port, types, "actionIdentifier", run.action, event, run.chain if chain is None else chain, run.id)
+    _fire(port, types, "actionIdentifier", run.action, event, run.chain, run.id)
 
 
 def expire_timers(port: Port) -> int:
@@ -101,10 +96,10 @@ def expire_timers(port: Port) -> int:
     return len(due)
 
 
-def _trigger(port: Port, causing_run: str | None) -> dict[str, Any]:
+def _trigger(port: Port, chain: tuple[str, ...]) -> dict[str, Any]:
     return {
         "by": {"orgId": port.organization_id, "userId": port.user_id},
-        "origin": "API" if causing_run is None else "AUTOMATION",
+        "origin": "AUTOMATION" if chain else "API",
         "at": now(),
     }
 

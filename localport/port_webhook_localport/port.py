@@ -118,11 +118,12 @@ class Port:
     @contextmanager
     def change(self) -> Iterator[None]:
         """A transaction; invocations queued inside are delivered once it is committed."""
+        held = len(self._outgoing)
         try:
             with self.store.transaction():
                 yield
         except BaseException:
-            self._outgoing.clear()
+            del self._outgoing[held:]
             self._revision += 1
             raise
         self.flush()

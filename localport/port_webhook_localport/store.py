@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS timers (
     PRIMARY KEY (blueprint, identifier, property)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS timers_due ON timers (due);
 CREATE TABLE IF NOT EXISTS actions (identifier TEXT PRIMARY KEY, doc TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS actions_trigger ON actions (json_extract(doc, '$.trigger.type'));
 CREATE TABLE IF NOT EXISTS permissions (action TEXT PRIMARY KEY, doc TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL, doc TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (
