@@ -69,12 +69,14 @@ INPUTS = {
     },
     "count": {"type": "number", "minimum": 0, "maximum": 10, "enum": [1, 2.5], "default": 1},
     "on": {"type": "boolean", "default": False},
+    "rows": {"type": "array", "items": {"type": "object", "properties": {"a": {"type": "string"}}}},
     "tags": {
         "type": "array",
         "items": {"type": "string", "enum": ["x"], "format": "url"},
         "minItems": 1,
         "maxItems": {"jqQuery": ".form.count"},
         "default": [],
+        "uniqueItems": True,
     },
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.contract.definitions import VALID, WEBHOOK, action, automation
+from tests.contract.definitions import EVENTS, VALID, WEBHOOK, action, automation
 from tests.contract.test_definitions import JSON, corpus, shaped
 
 from port_webhook_handlers.port import port_api
@@ -139,10 +139,10 @@ def test_a_finding_says_where_what_and_how():
             "pattern",
         ),
         (
-            with_body("x", a={"type": "string", "uniqueItems": True}),
+            with_body("x", a={"type": "string", "examples": ["x"]}),
             "PW101",
             "warning",
-            "trigger.userInputs.properties.a.uniqueItems",
+            "trigger.userInputs.properties.a.examples",
             "write one of",
         ),
         (
@@ -226,6 +226,13 @@ def test_a_finding_says_where_what_and_how():
         (with_body("{{ .run.id | tostrng }}"), "PW302", "warning", "invocationMethod.body.x", "tostring"),
         (with_body("{{ spreadValue() }}"), "PW302", "warning", "invocationMethod.body.x", "key"),
         (with_body("{{ .input.a }}"), "PW304", "warning", "invocationMethod.body.x", "inputs"),
+        (
+            automation(EVENTS[0], {**WEBHOOK, "body": ["{{ .diff.after }}"]}),
+            "PW304",
+            "warning",
+            "invocationMethod.body[0]",
+            ".event.diff",
+        ),
         (with_body("{{ .event.diff }}"), "PW304", "warning", "invocationMethod.body.x", "no event"),
         (
             with_body('{{ .inputs["verison"] }}', version={"type": "string"}),
@@ -306,6 +313,10 @@ def test_jq(expression):
         (".a == 'x' or .b == 'y'", "dialect"),
         (".a != .b || .c && .d", "dialect"),
         (".a | toTFVariables", "dialect"),
+        ('if eq .a "x"', "dialect"),
+        ('else if eq .a "y"', "dialect"),
+        ("else", "dialect"),
+        ("end", "dialect"),
         (".a.0 | toTFVariables", "dialect"),
         (".secrets.TOKEN_<TEAM-ID>", "placeholder"),
         (".a.<NAME>.0", "placeholder"),

@@ -9,6 +9,7 @@ from port_webhook_handlers.port.definitions.node import (
     BOOLEAN,
     LIST,
     NUMBER,
+    OBJECT,
     STRING,
     STRING_MAP,
     STRINGS,
@@ -141,7 +142,7 @@ class StringInput(UserInput):
     dataset: RuleGroup | None = field(default=None, metadata=opt(NodeOf(RuleGroup)))
     sort: Sort | None = field(default=None, metadata=opt(NodeOf(Sort)))
     encryption: str | ClientSideEncryption | None = field(
-        default=None, metadata=opt(ENCRYPTION, choices=("aes256-gcm",))
+        default=None, metadata=opt(ENCRYPTION, choices=("aes256-gcm",), closed=False)
     )
 
 
@@ -166,13 +167,14 @@ class BooleanInput(UserInput):
 
 @dataclass(frozen=True)
 class ObjectInput(UserInput):
-    """A JSON object."""
+    """A JSON object; as `items` of an array it may name the properties of its rows."""
 
     TYPE: ClassVar = "object"
 
+    properties: Mapping[str, Json] | None = field(default=None, metadata=opt(OBJECT))
     format: str | None = field(default=None, metadata=opt(STRING, choices=FORMATS, closed=False))
     encryption: str | ClientSideEncryption | None = field(
-        default=None, metadata=opt(ENCRYPTION, choices=("aes256-gcm",))
+        default=None, metadata=opt(ENCRYPTION, choices=("aes256-gcm",), closed=False)
     )
 
 
@@ -187,6 +189,7 @@ class ArrayInput(UserInput):
     )
     min_items: float | JqQuery | None = field(default=None, metadata=opt(BOUND))
     max_items: float | JqQuery | None = field(default=None, metadata=opt(BOUND))
+    unique_items: bool | None = field(default=None, metadata=opt(BOOLEAN))
     format: str | None = field(default=None, metadata=opt(STRING, choices=FORMATS, closed=False))
     blueprint: str | None = field(default=None, metadata=opt(STRING))
     enum: Sequence[Json] | JqQuery | None = field(default=None, metadata=opt(either(QUERY, LIST)))

@@ -47,6 +47,8 @@ _ROOTS = {
 }
 _HINTS = {
     ("condition", "event"): "start at .diff, .context or .trigger: a condition sees the event itself",
+    ("automation", "diff"): "write .event.diff: only conditions see the event itself",
+    ("automation", "context"): "write .event.context: only conditions see the event itself",
     ("automation", "inputs"): "use .event: an automation has no form",
     ("automation", "entity"): "use .event.diff.after or .event.context",
     ("action", "event"): "use .inputs, .entity or .trigger: a self-service action has no event",

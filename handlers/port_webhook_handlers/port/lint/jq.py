@@ -1,7 +1,7 @@
 """Whether an expression is jq, in Port's dialect or in the real one.
 
 Port's documentation shows working expressions that jq itself refuses: array positions as `.a.0.b`, single quotes,
-`||`, and functions of Port's own. What becomes jq after these are rewritten may be fine in Port.
+`||`, functions of Port's own, and blocks of Go templates. Such an expression may be fine in Port.
 """
 
 import functools
@@ -18,6 +18,8 @@ _POSITIONS = re.compile(r"(?<=[\w\]\"])((?:\.\d+)+)(?![\w])")
 _OR = re.compile(r"\|\|")
 _AND = re.compile(r"&&")
 _STASHED = re.compile(r'"(\d+)"')
+# `{{ if eq .a "b" }}…{{ else }}…{{ end }}`, the control blocks of Go templates.
+_BLOCK = re.compile(r"(?:if|else if) (?:eq|ne|lt|gt|le|ge|not|and|or) .*|else|end", re.DOTALL)
 _PLACEHOLDER = re.compile(r"<[A-Z][A-Z0-9_ -]*>")
 _UNDEFINED = re.compile(r"(?<![\w$])([A-Za-z_]\w*)/\d+ is not defined")
 
@@ -54,6 +56,10 @@ def judge(expression: str) -> Verdict | None:
     problem = _compile(expression)
     if problem is None:
         return None
+    if _BLOCK.fullmatch(expression):
+        return Verdict(
+            "dialect", "is a block of another template language", "write one jq if … then … else … end"
+        )
     if placeholders := _PLACEHOLDER.findall(expression):
         filled = judge(_PLACEHOLDER.sub("X", expression))
         if filled is None or filled.kind != "syntax":
