@@ -208,7 +208,7 @@ def _known(body: Mapping[str, Any]) -> Body:
     return {key: value for key, value in body.items() if key not in SERVER_MEMBERS and value is not None}
 
 
-def _without(body: Body, **defaults: Any) -> Body:
+def _without(body: Body, /, **defaults: Any) -> Body:
     return {key: value for key, value in body.items() if not (key in defaults and same(value, defaults[key]))}
 
 
