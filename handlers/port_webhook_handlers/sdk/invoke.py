@@ -25,7 +25,7 @@ from port_webhook_handlers.sdk.handler import Handler, handler_of
 from port_webhook_handlers.sdk.inputs import Form, Inputs
 from port_webhook_handlers.sdk.redaction import Redactor
 from port_webhook_handlers.sdk.results import Failure, Result, Success
-from port_webhook_handlers.sdk.run import Message, Run, Send
+from port_webhook_handlers.sdk.run import Message, Run, Send, check_size, shortened
 from port_webhook_handlers.sdk.values import to_json
 
 
@@ -135,11 +135,13 @@ def _check_decrypted(form: Form, inputs: Mapping[str, Any]) -> None:
 
 def _message(result: Result | None) -> Message:
     result = result or Success()
+    response = to_json(result.response, "response")
+    check_size(response, "the response")
     return {
         "status": "SUCCESS" if isinstance(result, Success) else "FAILURE",
-        "summary": result.summary,
+        "summary": None if result.summary is None else shortened(str(result.summary)),
         "link": to_json(result.link, "link"),
-        "response": to_json(result.response, "response"),
+        "response": response,
         "retryable": False,
         "error_type": None,
     }
@@ -154,7 +156,7 @@ def _failure(error: BaseException, prefix: str = "") -> Message:
     summary = f"{prefix}{text}" if isinstance(error, SdkError) else f"{prefix}{name}: {text}"
     return {
         "status": "FAILURE",
-        "summary": summary,
+        "summary": shortened(summary),
         "link": None,
         "response": None,
         "retryable": isinstance(error, RetryableError),

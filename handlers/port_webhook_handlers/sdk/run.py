@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,11 @@ from port_webhook_handlers.sdk.values import Entity, to_json
 
 Message = dict[str, Any]
 Send = Callable[[Message], None]
+
+# A longer text helps nobody on a run's page.
+_LONGEST_TEXT = 32_768
+# Port takes no larger body.
+_LARGEST_JSON = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +188,11 @@ class Run:
 
     def log(self, message: str) -> None:
         """Adds a line to the run's log in Port."""
-        self._report({"log": str(message)})
+        self._report({"log": shortened(str(message))})
 
     def progress(self, label: str) -> None:
         """Sets the label that stands beside the run's status."""
-        self._report({"progress": str(label)})
+        self._report({"progress": shortened(str(label))})
 
     def link(self, url: str) -> None:
         """Adds a link to the run's page."""
@@ -197,7 +203,7 @@ class Run:
 
     def summary(self, text: str) -> None:
         """Sets the summary of the run's page, in Markdown; that of the result replaces it."""
-        self._report({"summary": str(text)})
+        self._report({"summary": shortened(str(text))})
 
     def upsert_entity(
         self,
@@ -216,6 +222,7 @@ class Run:
 
         Raises:
             TypeError: a value has no JSON form.
+            ValueError: blueprint or identifier is empty, or the entity is larger than Port takes.
         """
         values = {
             "identifier": identifier,
@@ -235,6 +242,7 @@ class Run:
     def _report_entity(self, operation: str, blueprint: str, body: Message) -> None:
         if not blueprint or not body["identifier"]:
             raise ValueError("an entity needs a blueprint and an identifier; one of them is empty")
+        check_size(body, f"entity {body['identifier']} of {blueprint}")
         with self._lock:
             self._entities += 1
             reference = self._entities
@@ -254,6 +262,22 @@ class Run:
             if not self._ended:
                 self._ended = True
                 self._send(result)
+
+
+def shortened(text: str) -> str:
+    """`text`, cut where it is too long for a run's page."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}… (cut)"
+
+
+def check_size(value: object, what: str) -> None:
+    """Refuses JSON that Port would refuse.
+
+    Raises:
+        ValueError: it is larger than one MiB.
+    """
+    size = len(json.dumps(value, separators=(",", ":")))
+    if size > _LARGEST_JSON:
+        raise ValueError(f"{what} has {size} bytes; Port takes one MiB at most")
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

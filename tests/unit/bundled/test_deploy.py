@@ -345,6 +345,39 @@ def test_removal_ends_what_runs_and_what_was_interrupted(state: Path) -> None:
     assert not live(state).is_alive()
 
 
+IN_A_CHILD = """\
+import json, os, sys, time
+from port_webhook_handlers.sdk.invoke import run_request
+run_request(json.loads(sys.argv[1]), lambda message: print(json.dumps(message), flush=True))
+time.sleep(60)
+"""
+
+
+def test_a_service_outlives_the_process_group_of_its_handler(state: Path) -> None:
+    request = {
+        "run": {"id": "r_1", "action": "deploy_microservice", "entity": "cart", "deadline": time.time() + 60},
+        "inputs": {"version": "1.0.0"},
+        "handler": "port_webhook_handlers.bundled.deploy:deploy_microservice",
+        "settings": {
+            "state_dir": str(state),
+            "services": {"cart": {"artefact": str(SERVER), "command": RUN, "health": "/health"}},
+        },
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_CHILD, json.dumps(request)],
+        stdout=subprocess.PIPE,
+        env={"PATH": os.environ["PATH"]},
+        start_new_session=True,
+    ) as child:
+        assert child.stdout is not None
+        messages = [json.loads(child.stdout.readline())]
+        while "result" not in messages[-1]:
+            messages.append(json.loads(child.stdout.readline()))
+        os.killpg(child.pid, signal.SIGKILL)
+    assert messages[-1]["result"]["status"] == "SUCCESS"
+    assert answer(messages[-1]["result"]["link"])["version"] == "1.0.0"
+
+
 def test_blueprints_fit_the_entities(state: Path) -> None:
     from port_webhook_handlers.port.names import is_identifier
 

@@ -201,6 +201,13 @@ def fails(inputs: Fails, run: Run) -> Any:
             return Success(str(run.entity))
         case "naive":
             run.upsert_entity("b", "i", properties={"at": datetime(2026, 1, 1)})
+        case "long":
+            run.log("x" * 50_000)
+            return Failure("y" * 50_000)
+        case "large":
+            run.upsert_entity("b", "i", properties={"a": "x" * 2**20})
+        case "large-response":
+            return Success(response=["x" * 2**20])
         case "empty":
             run.upsert_entity("b", "")
     return None
@@ -218,6 +225,8 @@ FAILURES = [
     ("nan", "TypeError: response is nan, which JSON cannot hold", "TypeError"),
     ("entity", "LookupError: the run has no entity; only actions", "LookupError"),
     ("naive", "TypeError: properties.at is a date without time zone", "TypeError"),
+    ("large", "ValueError: entity i of b has 10486", "ValueError"),
+    ("large-response", "ValueError: the response has 10485", "ValueError"),
     ("empty", "ValueError: an entity needs a blueprint and an identifier", "ValueError"),
 ]
 
@@ -234,6 +243,12 @@ def test_failures(how: str, summary: str, error_type: str | None, capfd: pytest.
     log = capfd.readouterr().err
     assert ("Traceback" in log) is (error_type is not None)
     assert "t0psecret" not in log + json.dumps(outcome.messages)
+
+
+def test_long_texts_are_cut() -> None:
+    outcome = invoke(fails, inputs={"how": "long"})
+    assert outcome.logs == ["x" * 32_768 + "… (cut)"]
+    assert outcome.result.summary == "y" * 32_768 + "… (cut)"
 
 
 def test_a_declared_secret_without_value() -> None:
