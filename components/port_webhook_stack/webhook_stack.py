@@ -119,46 +119,55 @@ class WebhookStack(pulumi.ComponentResource):
             ]
         # What is stored in Port goes before the local Port that stores it.
         before = [local_port] if local_port else []
-        catalogue = self._blueprints(blueprints, before)
-        self._entities(entities, catalogue, before)
+        catalogue = self._catalogue(blueprints, entities, before)
         port_secrets = [
             Secret(f"{name}-secret-{secret}", secret, value, opts=self._child(before))
             for secret, value in settings.port_secrets.items()
         ]
-        self._actions([*proof, *catalogue.values(), *port_secrets, *before])
+        self._actions([*proof, *catalogue, *port_secrets, *before])
         self.register_outputs({"url": self.url, "digest": self.digest})
 
     def _child(self, depends_on: Sequence[pulumi.Resource] = ()) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=self, depends_on=list(depends_on))
 
-    def _blueprints(
-        self, bodies: Sequence[Mapping[str, Any]], before: Sequence[pulumi.Resource]
-    ) -> dict[str, Blueprint]:
-        made: dict[str, Blueprint] = {}
-        for body in bodies:
+    def _catalogue(
+        self,
+        blueprints: Sequence[Mapping[str, Any]],
+        entities: Sequence[Mapping[str, Any]],
+        before: Sequence[pulumi.Resource],
+    ) -> list[pulumi.Resource]:
+        """Blueprints, each followed by its entities.
+
+        A blueprint depends on the entities that its own can point at: on destroy it goes first, together with
+        what runs have created, or those entities could not be deleted.
+        """
+        made: dict[str, list[pulumi.Resource]] = {}
+        for body in blueprints:
+            identifier = body["identifier"]
             targets = [relation["target"] for relation in body.get("relations", {}).values()]
-            made[body["identifier"]] = Blueprint(
-                f"{self._name}-blueprint-{body['identifier']}",
+            blueprint = Blueprint(
+                f"{self._name}-blueprint-{identifier}",
                 body,
                 manage=self._settings.blueprints,
                 force_destroy=self._settings.force_destroy,
-                opts=self._child([*before, *(made[target] for target in targets if target in made)]),
+                opts=self._child([*before, *(item for target in targets for item in made.get(target, ()))]),
             )
-        return made
+            made[identifier] = [blueprint, *self._entities(identifier, entities, [*before, blueprint])]
+        others = [body for body in entities if body["blueprint"] not in made]
+        for identifier in dict.fromkeys(str(body["blueprint"]) for body in others):
+            made[identifier] = self._entities(identifier, others, before)
+        return [item for items in made.values() for item in items]
 
     def _entities(
-        self,
-        bodies: Sequence[Mapping[str, Any]],
-        catalogue: Mapping[str, Blueprint],
-        before: Sequence[pulumi.Resource],
-    ) -> None:
-        for body in bodies:
-            owner = catalogue.get(str(body["blueprint"]))
+        self, blueprint: str, bodies: Sequence[Mapping[str, Any]], depends_on: Sequence[pulumi.Resource]
+    ) -> list[pulumi.Resource]:
+        return [
             Entity(
-                f"{self._name}-entity-{body['blueprint']}-{body['identifier']}",
-                body,
-                opts=self._child([*before, *([owner] if owner else [])]),
+                f"{self._name}-entity-{blueprint}-{body['identifier']}", body, opts=self._child(depends_on)
             )
+            for body in bodies
+            if body["blueprint"] == blueprint
+        ]
 
     def _actions(self, depends_on: Sequence[pulumi.Resource]) -> None:
         for identifier, body in self.definitions.items():

@@ -86,6 +86,31 @@ class Project:
         assert not check or result.code == 0, f"port-webhook {' '.join(arguments)}:\n{result.text}"
         return result
 
+    def pulumi(self, *arguments: str) -> Result:
+        """Runs the engine's own command line on the same stack."""
+        from port_webhook_stack.driver import environment_for
+        from port_webhook_stack.engine import resolve
+
+        engine = resolve(lambda message: None)
+        process = subprocess.run(
+            [str(engine.executable), "--non-interactive", *arguments],
+            cwd=self.folder,
+            env={**self.environment, **environment_for(self.folder, "local", engine)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Result(process.returncode, process.stdout, process.stderr)
+
+    def exported(self, name: str) -> dict[str, Any]:
+        """Outputs of a resource in the stack's state."""
+        state = json.loads(self.pulumi("stack", "export", "-s", "local").stdout)
+        resources = state["deployment"]["resources"]
+        outputs: dict[str, Any] = next(r for r in resources if r["urn"].endswith(f"::{name}"))["outputs"]
+        return outputs
+
     def configure(self, values: Mapping[str, Any], stack: str = "local") -> None:
         """Changes keys of a stack file; None removes one."""
         path = self.folder / "stacks" / f"Pulumi.{stack}.yaml"
@@ -148,7 +173,7 @@ class Project:
 def changes(result: Result) -> dict[str, int]:
     """Counts of resources by what happened to them, as the command line prints them."""
     line = next(line for line in result.stdout.splitlines() if line.startswith("✓ stack"))
-    return {word: int(count) for count, word in re.findall(r"(\d+) (\w+)", line)}
+    return {word: int(count) for count, word in re.findall(r"(\d+) (\w+)", line.rpartition("(")[0])}
 
 
 def eventually(condition: Any, seconds: float = 20) -> None:

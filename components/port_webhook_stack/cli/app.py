@@ -77,6 +77,7 @@ def down(stack: Stack = "local") -> None:
     from port_webhook_stack.driver import LOCAL_STACK, forget_backend
 
     _operate(stack, lambda driver: driver.destroy())
+    _stop_local_port(stack)
     shutil.rmtree(state_folder(Path.cwd(), stack), ignore_errors=True)
     if stack == LOCAL_STACK:
         forget_backend(Path.cwd())
@@ -129,7 +130,10 @@ def run(
         return
     for item in runs.follow(client, begun["id"], timeout):
         if "message" in item:
-            out.print(f"  [dim]{_since(item.get('createdAt'), started)}[/dim] {escape(item['message'])}")
+            lines = str(item["message"]).splitlines() or [""]
+            out.print(f"  [dim]{_since(item.get('createdAt'), started)}[/dim] {escape(lines[0])}")
+            for line in lines[1:]:
+                out.print(f"  {'':8} {escape(line)}")
             continue
         _print_end(item, action, started)
         if item["status"] != "SUCCESS":
@@ -224,6 +228,15 @@ def _operate(stack: str, operation: Callable[[StackDriver], Outcome]) -> Outcome
     for warning in outcome.warnings:
         warn(warning)
     return outcome
+
+
+def _stop_local_port(stack: str) -> None:
+    """A preview starts local Port but creates no resource that would end it."""
+    from port_webhook_localport import control
+
+    from port_webhook_stack.cli.connection import state_folder
+
+    control.stop(state_folder(Path.cwd(), stack) / "localport")
 
 
 def _changes(changes: Any) -> str:

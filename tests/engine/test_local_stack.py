@@ -1,0 +1,180 @@
+"""The local stack through the command line: real engine, real processes, real HTTP.
+
+One stack serves the whole module; the tests run in order, each leaving it deployed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import requests
+from tests.engine.project import Project, changes, eventually, fresh
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    yield from fresh(tmp_path_factory.mktemp("local"))
+
+
+@pytest.fixture(scope="module")
+def first_up(project: Project) -> str:
+    return project.cli("up").stdout
+
+
+def listener_pid(project: Project) -> int:
+    line = next(line for line in project.cli("status").stdout.splitlines() if line.startswith("listener"))
+    assert "healthy" in line, line
+    return int(line.partition("(pid ")[2].split(",")[0])
+
+
+def deploy(project: Project, version: str) -> str:
+    return project.cli(
+        "run", "deploy_microservice", "--entity", "cart", "-i", f"version={version}", "--follow"
+    ).stdout
+
+
+def test_preview_from_nothing_creates_nothing(project: Project) -> None:
+    result = project.cli("preview")
+    assert changes(result)["created"] >= 9
+    assert not (project.state / "listener").exists()
+    assert project.port("GET", "/v1/actions")["actions"] == []
+
+
+def test_up_from_nothing(project: Project, first_up: str) -> None:
+    assert "✓ engine" in first_up
+    assert "9 created" in first_up or "10 created" in first_up
+    assert [action["identifier"] for action in project.port("GET", "/v1/actions")["actions"]] == [
+        "deploy_microservice"
+    ]
+
+
+def test_a_run_ends_in_a_deployment_that_answers(project: Project, first_up: str) -> None:
+    shown = deploy(project, "1.4.2")
+    assert "deploy_microservice → SUCCESS" in shown
+    entities = project.port("GET", "/v1/blueprints/deployment/entities")["entities"]
+    assert len(entities) == 1
+    assert entities[0]["relations"]["service"] == "cart"
+    assert entities[0]["properties"]["version"] == "1.4.2"
+    with requests.get(entities[0]["properties"]["url"] + "/health", timeout=5) as answer:
+        assert answer.status_code == 200
+
+
+def test_the_next_version_replaces_the_process(project: Project, first_up: str) -> None:
+    deploy(project, "1.4.2")
+    before = {process.pid for process in psutil.process_iter() if "server.py" in " ".join(process.cmdline())}
+    shown = deploy(project, "1.5.0")
+    assert "1.5.0" in shown
+    after = {process.pid for process in psutil.process_iter() if "server.py" in " ".join(process.cmdline())}
+    assert len(after - before) == 1
+    assert before - after, "the process of the former version still runs"
+
+
+def test_a_second_up_changes_nothing(project: Project, first_up: str) -> None:
+    pid = listener_pid(project)
+    assert set(changes(project.cli("up"))) == {"unchanged"}
+    assert listener_pid(project) == pid
+
+
+def test_refresh_sees_an_edit_in_port_and_up_mends_it(project: Project, first_up: str) -> None:
+    action = project.port("GET", "/v1/actions/deploy_microservice")["action"]
+    own = {key: value for key, value in action.items() if key not in ("id", "createdAt", "createdBy")}
+    own = {key: value for key, value in own.items() if key not in ("updatedAt", "updatedBy")}
+    project.port("PUT", "/v1/actions/deploy_microservice", json={**own, "title": "Edited in the UI"})
+    assert changes(project.cli("refresh"))["updated"] == 1
+    assert changes(project.cli("preview"))["updated"] == 1
+    assert changes(project.cli("up"))["updated"] == 1
+    assert project.port("GET", "/v1/actions/deploy_microservice")["action"]["title"] == action["title"]
+
+
+def test_up_heals_what_was_killed(project: Project, first_up: str) -> None:
+    pids = [listener_pid(project), psutil.Process(listener_pid(project)).children(recursive=True)[0].pid]
+    local_port = int(project.cli("status").stdout.splitlines()[0].partition("(pid ")[2].rstrip(")"))
+    for pid in (*pids, local_port):
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(local_port))
+    url = project.cli("up").stdout.partition("url ")[2].split()[0]
+    assert listener_pid(project) not in pids
+    with requests.get(f"{url}/health", timeout=5) as answer:
+        assert answer.status_code == 200
+    assert "SUCCESS" in deploy(project, "1.6.0")
+
+
+def test_new_settings_update_the_listener_in_place(project: Project, first_up: str) -> None:
+    pid = listener_pid(project)
+    project.configure({"port-webhook-stack:listener": {"syncDeadlineSeconds": 20}})
+    assert changes(project.cli("up"))["updated"] == 1
+    assert listener_pid(project) == pid
+    assert "SUCCESS" in deploy(project, "1.6.1")
+
+
+def test_a_changed_handler_is_what_runs_next(project: Project, first_up: str) -> None:
+    (project.folder / "greet.py").write_text(
+        "from port_webhook_handlers.sdk import Run, Success, action\n\n\n"
+        '@action("greet", title="Greet", operation="CREATE", mode="sync")\n'
+        'def greet(run: Run) -> Success:\n    return Success(response={"said": "hello"})\n',
+        encoding="utf-8",
+    )
+    handlers = ["port_webhook_handlers.bundled.deploy", "greet.py"]
+    project.configure({"port-webhook-stack:handlers": handlers})
+    counts = changes(project.cli("up"))
+    # The listener gets the new bundle, and the proof is made again before the action points at it.
+    assert (counts["created"], counts["updated"]) == (1, 2)
+    project.cli("run", "greet", "--follow")
+    run = project.port("GET", "/v1/actions/runs?action=greet&version=v2")["runs"][0]
+    assert (run["status"], run["response"]) == ("SUCCESS", {"said": "hello"})
+
+
+def test_import_of_an_existing_action(project: Project, first_up: str) -> None:
+    body = {
+        "identifier": "by_hand",
+        "title": "By hand",
+        "trigger": {"type": "self-service", "operation": "CREATE", "userInputs": {"properties": {}}},
+        "invocationMethod": {"type": "WEBHOOK", "url": "https://example.com"},
+    }
+    project.port("POST", "/v1/actions", json=body)
+    result = project.pulumi(
+        *("import", "port-webhook:index:Action", "by-hand", "by_hand", "--yes", "--generate-code=false"),
+        *("--protect=false", "-s", "local"),
+    )
+    assert result.code == 0, result.text
+    assert project.exported("by-hand")["title"] == "By hand"
+    # The program does not declare it, so the next deployment removes it again.
+    assert changes(project.cli("up"))["deleted"] == 1
+    assert "by_hand" not in [action["identifier"] for action in project.port("GET", "/v1/actions")["actions"]]
+
+
+def test_the_ledger_and_the_state_hold_no_secret_in_plain_text(project: Project, first_up: str) -> None:
+    secret = project.endpoint()["client_secret"].encode()
+    deploy(project, "1.7.0")
+    holders = [
+        path.relative_to(project.folder)
+        for path in project.folder.rglob("*")
+        if path.is_file()
+        and not path.is_symlink()
+        and ".venv" not in path.parts
+        and secret in path.read_bytes()
+    ]
+    # Local Port is what the secret belongs to; its own files are private to the user.
+    assert {path.parts[:3] for path in holders} == {(".state", "local", "localport")}
+    assert all((project.folder / path).stat().st_mode & 0o077 == 0 for path in holders)
+    for process in psutil.process_iter():
+        try:
+            assert secret.decode() not in " ".join(process.cmdline())
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+
+
+def test_down_leaves_nothing_behind(project: Project, first_up: str) -> None:
+    assert project.processes()
+    project.cli("down")
+    eventually(lambda: not project.processes())
+    assert not (project.folder / ".state").exists()
+    assert not any(project.user_state.rglob("*.key"))
+    with pytest.raises(FileNotFoundError):
+        project.endpoint()
