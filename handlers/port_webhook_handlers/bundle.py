@@ -216,6 +216,10 @@ def _wanted(folder: Path) -> Iterator[Path]:
         if name.startswith(".") or name in ("__pycache__", "tests") or path.suffix in (".pyc", ".pyo"):
             continue
         if path.is_dir():
+            if path.is_symlink():
+                raise BundleError(
+                    f"{path} is a link to a folder, which could lead in circles; put the folder there"
+                )
             yield from _wanted(path)
         elif not (path.suffix == ".py" and (name.startswith("test_") or name == "conftest.py")):
             yield path

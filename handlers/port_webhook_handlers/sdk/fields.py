@@ -84,7 +84,8 @@ class Field:
             as `Literal` or `Enum`.
         enum_colors: colour by value.
         depends_on: attributes whose change resets this input.
-        visible, disabled: constants or expressions.
+        visible, disabled: constants or expressions. A request may lack an input that was hidden, so give it
+            a default or let it be None.
         dataset: which entities are offered: a list of rules (all must hold) or Port's own
             `{"combinator": …, "rules": […]}`; values may be expressions.
         sort: order of the offered entities: property and "ASC" or "DESC".

@@ -136,8 +136,9 @@ def test_the_same_files_give_the_same_bundle_anywhere(tmp_path: Path) -> None:
     assert changed != digests[0]
 
 
-def test_a_title_does_not_change_the_bundle_of_a_definition_that_stays(tmp_path: Path, out: Path) -> None:
+def test_definitions_are_not_part_of_the_manifest(tmp_path: Path, out: Path) -> None:
     bundle = build([write(tmp_path / "hello.py")], out)
+    assert bundle.definitions["greet"]["title"] == "Greet"
     assert "Greet" not in (bundle.path / "manifest.json").read_text()
 
 
@@ -284,6 +285,17 @@ def test_files_that_would_hide_a_module(name: str, tmp_path: Path, out: Path) ->
 def test_files_that_cannot_be_modules(name: str, message: str, tmp_path: Path, out: Path) -> None:
     with pytest.raises(BundleError, match=message):
         build([write(tmp_path / name)], out)
+
+
+def test_links_are_followed_to_files_only(tmp_path: Path, out: Path) -> None:
+    package = tmp_path / "linked"
+    package.mkdir()
+    (package / "hello.py").symlink_to(write(tmp_path / "hello.py"))
+    bundle = build([package], out)
+    assert not (bundle.path / "linked" / "hello.py").is_symlink()
+    (package / "again").symlink_to(package)
+    with pytest.raises(BundleError, match="could lead in circles"):
+        build([package], out)
 
 
 def test_handlers_and_modules_that_clash(tmp_path: Path, out: Path) -> None:

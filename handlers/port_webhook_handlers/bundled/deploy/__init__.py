@@ -21,7 +21,6 @@ class DeployInputs(Inputs):
         Field(
             title="Version",
             description="Semantic version, such as 1.4.2",
-            icon="Version",
             pattern=r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?",
             max_length=64,
         ),
