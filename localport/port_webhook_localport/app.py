@@ -83,6 +83,8 @@ class App:
             status, body = reply.status, {"ok": True, **reply.body}
         except ApiError as error:
             status, body = error.status, error.body()
+        except RecursionError:
+            status, body = 400, ApiError(400, "bad_request", "the body is nested too deeply").body()
         except _DroppedError:
             await _drop(receive, send)
             return

@@ -6,7 +6,7 @@ from typing import Any
 
 from port_webhook_localport import entities, schemas
 from port_webhook_localport.port import Port
-from port_webhook_localport.schemas import check, is_regular_expression
+from port_webhook_localport.schemas import check
 from port_webhook_localport.web import (
     ApiError,
     Call,
@@ -98,10 +98,9 @@ def _check(port: Port, body: Any) -> None:
     missing = [name for name in definition.get("required", []) if name not in definition["properties"]]
     if missing:
         raise invalid_request(f"schema.required: {missing[0]} is not a property")
-    for name, rule in definition["properties"].items():
-        pattern = rule.get("pattern")
-        if pattern is not None and not (isinstance(pattern, str) and is_regular_expression(pattern)):
-            raise invalid_request(f"schema.properties.{name}.pattern: is not a regular expression")
+    problem = schemas.defect(entities.properties_schema(body))
+    if problem is not None:
+        raise invalid_request(f"schema.{problem}")
     for relation in body.get("relations", {}).values():
         if relation["target"] != body["identifier"]:
             entities.blueprint(port, relation["target"])

@@ -24,6 +24,7 @@ _RESERVED_HEADERS = (
     "host", "content-length", "connection", "transfer-encoding", "x-port-timestamp", "x-port-signature",
     ORIGIN_HEADER,
 )  # fmt: skip
+_OWN_HEADERS = (("Accept", "application/json, text/plain, */*"), ("User-Agent", "port-local"))
 _CONCURRENT = 64
 
 
@@ -115,6 +116,8 @@ async def _send(port: Port, run: runstate.Run, webhook: invocations.Webhook) -> 
     ]
     if body is not None and not any(name.lower() == "content-type" for name, _ in headers):
         headers.append(("Content-Type", "application/json"))
+    named = {name.lower() for name, _ in headers}
+    headers += [(name, value) for name, value in _OWN_HEADERS if name.lower() not in named]
     url = own_url(port, webhook.url)
     if url is not None:
         # Port adds the organisation's own authentication when it calls itself.

@@ -6,6 +6,7 @@ import time
 from typing import Any, Protocol
 
 from port_webhook_localport import automations, runstate, schemas, search
+from port_webhook_localport.computed import with_computed
 from port_webhook_localport.formats import parse_time
 from port_webhook_localport.port import Port
 from port_webhook_localport.schemas import check, first_problem_by_text
@@ -87,7 +88,7 @@ def create(port: Port, call: Call) -> Reply:
     if not call.flag("validation_only"):
         save(port, model, before, after, call)
         _list_under_run(port, run, after)
-    return Reply({"entity": after}, 201 if before is None else 200)
+    return Reply({"entity": with_computed(port, model, after)}, 201 if before is None else 200)
 
 
 def list_all(port: Port, call: Call) -> Reply:
@@ -95,13 +96,16 @@ def list_all(port: Port, call: Call) -> Reply:
     rows = port.store.documents(
         "SELECT doc FROM entities WHERE blueprint = ? ORDER BY rowid", (model["identifier"],)
     )
-    return Reply({"entities": rows, "matchingBlueprints": [model["identifier"]]})
+    shown = [with_computed(port, model, entity) for entity in rows]
+    return Reply({"entities": shown, "matchingBlueprints": [model["identifier"]]})
 
 
 def get(port: Port, call: Call) -> Reply:
-    blueprint(port, call.path["blueprint"])
-    call.flag("exclude_calculated_properties")
-    return Reply({"entity": existing(port, call.path["blueprint"], call.path["entity"])})
+    model = blueprint(port, call.path["blueprint"])
+    entity = existing(port, model["identifier"], call.path["entity"])
+    if not call.flag("exclude_calculated_properties"):
+        entity = with_computed(port, model, entity)
+    return Reply({"entity": entity})
 
 
 def put(port: Port, call: Call) -> Reply:
@@ -130,8 +134,10 @@ def delete(port: Port, call: Call) -> Reply:
 def search_all(port: Port, call: Call) -> Reply:
     """Entities of every blueprint that pass `{combinator, rules}`."""
     query = _query(call.body)
+    models = {model["identifier"]: model for model in port.store.documents("SELECT doc FROM blueprints")}
     rows = port.store.documents("SELECT doc FROM entities ORDER BY rowid")
-    found = [entity for entity in rows if search.matches(query, entity)]
+    shown = [with_computed(port, models[entity["blueprint"]], entity) for entity in rows]
+    found = [entity for entity in shown if search.matches(query, entity)]
     return Reply({"entities": found, "matchingBlueprints": sorted({item["blueprint"] for item in found})})
 
 
@@ -148,7 +154,8 @@ def search_blueprint(port: Port, call: Call) -> Reply:
     rows = port.store.documents(
         "SELECT doc FROM entities WHERE blueprint = ? ORDER BY rowid", (model["identifier"],)
     )
-    found = [entity for entity in rows if search.matches(query, entity)]
+    shown = [with_computed(port, model, entity) for entity in rows]
+    found = [entity for entity in shown if search.matches(query, entity)]
     first = int(start or 0)
     reply: dict[str, Any] = {"entities": found[first : first + limit]}
     if first + limit < len(found):
@@ -306,7 +313,7 @@ def _change(port: Port, call: Call, *, keep: bool) -> Reply:
     _check_relations(port, model, after, create_missing=creates, cause=call)
     save(port, model, before, after, call)
     _list_under_run(port, run, after)
-    return Reply({"entity": after})
+    return Reply({"entity": with_computed(port, model, after)})
 
 
 def _run_of(port: Port, call: Call) -> runstate.Run | None:
@@ -337,9 +344,10 @@ def _list_under_run(port: Port, run: runstate.Run | None, entity: dict[str, Any]
         runstate.save(port, run)
 
 
-def _check_properties(model: dict[str, Any], properties: dict[str, Any]) -> None:
+def properties_schema(model: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of the properties of a blueprint's entities."""
     definition = model["schema"]
-    schema = {
+    return {
         "type": "object",
         "properties": {
             name: {key: rule[key] for key in _SCHEMA_KEYS if key in rule}
@@ -348,6 +356,10 @@ def _check_properties(model: dict[str, Any], properties: dict[str, Any]) -> None
         "required": definition.get("required", []),
         "additionalProperties": False,
     }
+
+
+def _check_properties(model: dict[str, Any], properties: dict[str, Any]) -> None:
+    schema = properties_schema(model)
     present = {name: value for name, value in properties.items() if value is not None}
     problem = first_problem_by_text(compact(schema), present)
     if problem is not None:

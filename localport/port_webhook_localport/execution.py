@@ -17,6 +17,7 @@ from port_webhook_localport import (
     schemas,
     search,
 )
+from port_webhook_localport.computed import with_computed
 from port_webhook_localport.port import Port
 from port_webhook_localport.schemas import check
 from port_webhook_localport.web import ApiError, Call, Reply, invalid_request, not_supported
@@ -94,6 +95,8 @@ def execute(port: Port, call: Call) -> Reply:
     if waits:
         doc["status"] = "WAITING_FOR_APPROVAL"
     runstate.insert(port, run)
+    if waits:
+        runstate.add_log(port, run.id, "Waiting for approval. Local Port notifies nobody.")
     if not waits:
         invocations.launch(port, run)
     automations.run_changed(port, run, None)
@@ -154,7 +157,8 @@ def _entity(port: Port, trigger: dict[str, Any], identifier: str | None) -> dict
         )
     if blueprint is None:
         raise invalid_request("entity: the action has no blueprint")
-    entity = entities.existing(port, blueprint, identifier)
+    model = entities.blueprint(port, blueprint)
+    entity = with_computed(port, model, entities.existing(port, blueprint, identifier))
     condition = trigger.get("condition")
     if condition is not None and not search.matches(condition, entity):
         raise ApiError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from port_webhook_localport import encryption, entities
+from port_webhook_localport import encryption, entities, schemas
 from port_webhook_localport.port import Port
-from port_webhook_localport.schemas import first_problem_by_text, is_regular_expression
+from port_webhook_localport.schemas import first_problem_by_text
 from port_webhook_localport.web import ApiError, compact, not_found
 
 _RULES = (
@@ -50,10 +50,10 @@ def check_definition(user_inputs: dict[str, Any]) -> None:
         for name in names:
             if name not in known:
                 raise _invalid(f"{where}: {name} is not an input or a title")
+    problem = schemas.defect(_form_schema(user_inputs))
+    if problem is not None:
+        raise _invalid(problem)
     for name, rule in properties.items():
-        pattern = rule.get("pattern")
-        if isinstance(pattern, str) and not is_regular_expression(pattern):
-            raise _invalid(f"properties.{name}.pattern: is not a regular expression")
         _check_encryption(name, rule)
 
 
@@ -64,13 +64,7 @@ def accept(port: Port, user_inputs: dict[str, Any], given: dict[str, Any]) -> Us
         ApiError: 422 user_inputs_schema_invalid naming the input, 404 an entity does not exist.
     """
     properties = user_inputs["properties"]
-    required = user_inputs.get("required", [])
-    schema = {
-        "type": "object",
-        "properties": {name: _schema(rule) for name, rule in properties.items()},
-        "required": required if isinstance(required, list) else [],
-        "additionalProperties": False,
-    }
+    schema = _form_schema(user_inputs)
     present = {name: value for name, value in given.items() if value is not None}
     if not set(given) <= set(properties):
         raise _invalid(f"{sorted(set(given) - set(properties))[0]} is not an input of this action")
@@ -87,6 +81,16 @@ def accept(port: Port, user_inputs: dict[str, Any], given: dict[str, Any]) -> Us
         for name, value in raw.items()
     }
     return UserInputs(raw, expanded, encrypted)
+
+
+def _form_schema(user_inputs: dict[str, Any]) -> dict[str, Any]:
+    required = user_inputs.get("required", [])
+    return {
+        "type": "object",
+        "properties": {name: _schema(rule) for name, rule in user_inputs["properties"].items()},
+        "required": required if isinstance(required, list) else [],
+        "additionalProperties": False,
+    }
 
 
 def _schema(rule: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from port_webhook_localport import actions, admin, agent, blueprints, entities, execution, organization, runs
 from port_webhook_localport.port import Port
-from port_webhook_localport.web import Call, Reply
+from port_webhook_localport.web import Call, Reply, not_supported
 
 Handler = Callable[[Port, Call], Reply]
 
@@ -88,6 +88,22 @@ _ADMIN: list[tuple[str, str, Handler]] = [
     ("POST", "/reset", admin.reset),
     ("POST", "/edit", admin.edit),
 ]
+# Routes of Port that would otherwise look like one of the above with another method.
+_UNSUPPORTED = [
+    ("POST", "/blueprints/{blueprint}/entities/bulk"),
+    ("DELETE", "/blueprints/{blueprint}/entities/bulk"),
+    ("PUT", "/organization"),
+]
+
+
+def _refusing(name: str) -> Handler:
+    def refuse(port: Port, call: Call) -> Reply:
+        raise not_supported(f"the route {name}")
+
+    return refuse
+
+
+_V1 += [(method, path, _refusing(f"{method} /v1{path}")) for method, path in _UNSUPPORTED]
 ROUTES = [Route(method, "/v1" + path, handler) for method, path, handler in _V1] + [
     Route(method, "/_local" + path, handler) for method, path, handler in _ADMIN
 ]

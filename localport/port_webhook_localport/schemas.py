@@ -455,9 +455,29 @@ def _describe(error: Any) -> str:
     return limits.get(kind, f"breaks the rule {kind}").format(wanted)
 
 
-def is_regular_expression(text: str) -> bool:
+def defect(schema: Schema) -> str | None:
+    """What is wrong with a schema that somebody else wrote, None when it can be used."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+
     try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        return f"{'.'.join(str(part) for part in error.absolute_path)}: {_describe(error)}"
+    return _bad_pattern(schema, "")
+
+
+def _bad_pattern(schema: Any, where: str) -> str | None:
+    if not isinstance(schema, dict):
+        return None
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str):
+        try:
+            re.compile(pattern)
+        except re.error:
+            return f"{where}pattern: is not a regular expression"
+    nested = [(f"{where}items.", schema.get("items"))]
+    properties = schema.get("properties")
+    if isinstance(properties, dict):
+        nested += [(f"{where}properties.{name}.", rule) for name, rule in properties.items()]
+    return next((found for path, rule in nested if (found := _bad_pattern(rule, path))), None)

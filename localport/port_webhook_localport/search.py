@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from port_webhook_localport.computed import META
 from port_webhook_localport.web import invalid_request, not_supported
-
-_META = {
-    "$identifier": "identifier",
-    "$title": "title",
-    "$icon": "icon",
-    "$team": "team",
-    "$blueprint": "blueprint",
-    "$createdAt": "createdAt",
-    "$updatedAt": "updatedAt",
-    "$createdBy": "createdBy",
-    "$updatedBy": "updatedBy",
-}
 
 
 def matches(query: dict[str, Any], entity: dict[str, Any]) -> bool:
@@ -43,7 +32,7 @@ def _passes(rule: dict[str, Any], entity: dict[str, Any]) -> bool:
         raise invalid_request("a rule needs an operator")
     if not isinstance(name, str):
         raise not_supported(f"a search rule with operator {operator} and no plain property")
-    actual = entity.get(_META[name]) if name in _META else entity["properties"].get(name)
+    actual = entity.get(META[name]) if name in META else entity["properties"].get(name)
     if operator == "isEmpty":
         return actual in (None, "", [], {})
     if operator == "isNotEmpty":

@@ -9,7 +9,10 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -61,22 +64,37 @@ def _serve(home: Home) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
     )
-    server = _Server(config, home, _record(credentials, port.base_url, nonce))
+    server = _Server(config, home, _record(credentials, port.base_url, nonce), port)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listening]))
     finally:
+        home.endpoint_file.unlink(missing_ok=True)
         listening.close()
         store.close()
 
 
 class _Server(uvicorn.Server):
-    """Publishes the endpoint once requests are answered."""
+    """Publishes the endpoint once requests are answered; a signal ends it in order."""
 
-    def __init__(self, config: uvicorn.Config, home: Home, record: str) -> None:
+    def __init__(self, config: uvicorn.Config, home: Home, record: str, port: Port) -> None:
         super().__init__(config)
         self._home = home
         self._record = record
+        self._port = port
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike the original, does not raise the signal again at the end: the database is still open."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        yield
+
+    def _end(self) -> None:
+        self.should_exit = True
+        # Calls that wait on purpose must not hold up the end.
+        self._port.stopping.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)

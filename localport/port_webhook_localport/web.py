@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -115,15 +116,22 @@ def parse_json(raw: bytes) -> Any:
     """A request's JSON.
 
     Raises:
-        ApiError: 400, not JSON (NaN and lone surrogates included).
+        ApiError: 400, not JSON (NaN, numbers out of range and lone surrogates included).
     """
     try:
-        value = json.loads(raw, parse_constant=_refuse_constant)
+        value = json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite)
         if b"\\u" in raw:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise ApiError(400, "bad_request", "the body is not valid JSON") from None
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _refuse_constant(name: str) -> None:

@@ -103,7 +103,7 @@ def test_bodies(local_port: LocalPort) -> None:
     big = b'"' + b"x" * (1024 * 1024) + b'"'
     assert local_port.error("POST", "/actions", data=big) == (413, "bad_request")
     assert local_port.error("POST", "/actions", data=iter([big])) == (413, "bad_request")
-    for body in (b"{", b"NaN", b'"\\ud800"', b"\xff", b"[" * 100_000):
+    for body in (b"{", b"NaN", b"1e999", b'"\\ud800"', b"\xff", b"[" * 100_000):
         assert local_port.error("POST", "/actions", data=body) == (400, "bad_request")
     assert local_port.error("POST", "/actions", data=b"") == (422, "invalid_request")
     assert local_port.error("POST", "/actions", data=b"[]") == (422, "invalid_request")
@@ -114,6 +114,8 @@ def test_unknown_routes_are_named(local_port: LocalPort) -> None:
     assert (reply.status_code, reply.json()["error"]) == (501, "not_supported")
     assert "GET /v1/scorecards" in reply.json()["message"]
     assert local_port.error("PATCH", "/actions/x", {}) == (404, "not_found")
+    with_service(local_port)
+    assert local_port.error("POST", "/blueprints/service/entities/bulk", {}) == (501, "not_supported")
     assert local_port.error("GET", "/kafka-credentials") == (501, "not_supported")
     local_port.admin("PUT", "/kafka", {"brokers": ["b:9196"], "username": "u", "password": "p"})
     assert local_port.api("GET", "/kafka-credentials")["credentials"]["brokers"] == ["b:9196"]
@@ -199,6 +201,8 @@ def test_blueprint_life(local_port: LocalPort) -> None:
         {"schema": {"properties": {"a": {"type": "text"}}}},
         {"schema": {"properties": {}, "required": ["a"]}},
         {"schema": {"properties": {"a": {"type": "string", "pattern": "("}}}},
+        {"schema": {"properties": {"a": {"type": "string", "minLength": "x"}}}},
+        {"schema": {"properties": {"a": {"type": "array", "items": {"type": "string", "pattern": "("}}}}},
         {"relations": {"r": {"target": "service"}}},
     ],
 )
@@ -331,6 +335,42 @@ def test_searches(local_port: LocalPort) -> None:
     assert "next" not in rest
 
 
+def test_mirror_and_calculation_properties(local_port: LocalPort) -> None:
+    with_service(local_port, "a", tier="gold")
+    relation = {"target": "service", "required": False, "many": False}
+    model = blueprint(
+        "deployment",
+        relations={"service": relation, "all": {**relation, "many": True}},
+        mirrorProperties={
+            "tier_of": {"path": "service.tier"},
+            "names": {"path": "all.$title"},
+            "absent": {"path": "service.nothing"},
+        },
+        calculationProperties={
+            "twice": {"type": "number", "calculation": ".properties.replicas * 2"},
+            "shout": {"type": "string", "calculation": ".properties.tier_of | ascii_upcase"},
+            "broken": {"type": "string", "calculation": "nonsense("},
+        },
+    )
+    local_port.api("POST", "/blueprints", model)
+    path = "/blueprints/deployment/entities"
+    body = {"identifier": "d", "properties": {"replicas": 2}, "relations": {"service": "a", "all": ["a"]}}
+    wanted = {
+        "replicas": 2, "tier_of": "gold", "names": ["a"], "absent": None, "twice": 4, "shout": "GOLD",
+        "broken": None,
+    }  # fmt: skip
+    assert local_port.api("POST", path, body)["entity"]["properties"] == wanted
+    assert local_port.api("GET", path + "/d")["entity"]["properties"] == wanted
+    plain = local_port.api("GET", path + "/d", params={"exclude_calculated_properties": "true"})["entity"]
+    assert plain["properties"] == {"replicas": 2}
+    rules = {"rules": [{"property": "shout", "operator": "=", "value": "GOLD"}]}
+    assert len(local_port.api("POST", "/entities/search", rules)["entities"]) == 1
+    assert local_port.error("PATCH", path + "/d", {"properties": {"twice": 1}}) == (
+        422,
+        "blueprint_schema_mismatch",
+    )
+
+
 # --- actions ------------------------------------------------------------------------------------------
 
 
@@ -395,6 +435,7 @@ def test_documents_with_unknown_or_wrong_keys(local_port: LocalPort, document: d
         {"properties": {}, "required": ["a"]},
         {"properties": {}, "order": ["a"]},
         {"properties": {"a": {"type": "string", "pattern": "("}}},
+        {"properties": {"a": {"type": "array", "items": {"type": "text"}}}},
         {"properties": {"a": {"type": "number", "encryption": "aes256-gcm"}}},
         {"properties": {"a": {"type": "string", "encryption": {"algorithm": "client-side", "key": "x"}}}},
     ],

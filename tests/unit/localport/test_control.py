@@ -138,6 +138,22 @@ def test_state_survives_sigkill(own_local_port: LocalPort) -> None:
     assert [item["identifier"] for item in reply.json()["blueprints"]] == ["b"]
 
 
+def test_sigterm_ends_the_server_in_order(own_local_port: LocalPort) -> None:
+    own_local_port.admin(
+        "PUT", "/faults", {"api": [{"prefix": "/v1/actions", "delaySeconds": 60, "status": 500}]}
+    )
+    server = psutil.Process(own_local_port.endpoint.pid)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(own_local_port.request, "GET", "/v1/actions", headers={})
+        eventually(lambda: "GET /v1/actions" in own_local_port.calls())
+        server.terminate()
+        assert waiting.result().status_code == 500
+    eventually(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+    assert not (own_local_port.home / "endpoint.json").exists()
+    assert not (own_local_port.home / "state.sqlite3-wal").exists()
+    assert "Traceback" not in (own_local_port.home / "localport.log").read_text()
+
+
 def test_control_imports_no_server(tmp_path: Path) -> None:
     code = (
         "import sys, port_webhook_localport.control; "

@@ -418,7 +418,13 @@ def test_patch_overwrites_until_the_run_has_ended(local_port: LocalPort, webhook
     )
     found = local_port.api("GET", "/actions/runs", params={"external_run_id": "ci-1"})["runs"]
     assert [item["id"] for item in found] == [run_id]
-    for body in ({"status": "DONE"}, {"response": {}}, {"status": "IN_PROGRESS"}, {"summary": 1}):
+    wrong: list[dict[str, Any]] = [
+        {"status": "DONE"},
+        {"response": {}},
+        {"status": "IN_PROGRESS"},
+        {"summary": 1},
+    ]
+    for body in wrong:
         assert local_port.error("PATCH", path, body) == (422, "invalid_request")
     ended = local_port.api("PATCH", path, {"status": "SUCCESS"}, params={"version": "v2"})["run"]
     assert ended["status"] == "SUCCESS"
@@ -581,7 +587,7 @@ def test_claim_and_acknowledge(local_port: LocalPort, webhook: Webhook) -> None:
         action("x", webhook.url, method={"agent": True, "headers": {"a": "{{ .secrets.T }}"}}),
         action("direct", webhook.url),
     )
-    body = {"installationId": "_PORT_EXEC_AGENT"}
+    body: dict[str, Any] = {"installationId": "_PORT_EXEC_AGENT"}
     assert local_port.error("POST", "/actions/runs/claim-pending", body) == (403, "missing_permissions")
     first, second = local_port.execute("x"), local_port.execute("x")
     local_port.execute("direct")
