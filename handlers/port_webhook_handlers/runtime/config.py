@@ -26,6 +26,8 @@ class Limits:
         max_queued: how many accepted runs may wait; further ones are reported FAILURE.
         drain_seconds: how long `stop` lets running handlers finish.
         start_seconds: how long a server may take until it is healthy.
+        retry_seconds: a run that fails in a retryable way starts again after this time, then after twice as long,
+            and so on.
         retention_days: how long reports are retried and claims remembered.
     """
 
@@ -36,6 +38,7 @@ class Limits:
     max_queued: int = 10_000
     drain_seconds: float = 20
     start_seconds: float = 20
+    retry_seconds: float = 2
     retention_days: float = 14
 
 

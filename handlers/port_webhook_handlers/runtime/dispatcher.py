@@ -80,7 +80,6 @@ class Dispatcher:
         outbox: takes reports to Port.
         log, metrics: where runs are noted.
         clock: seconds since the epoch.
-        retry_delay: seconds before a second attempt; it doubles from there.
     """
 
     def __init__(
@@ -95,7 +94,6 @@ class Dispatcher:
         log: Log,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
-        retry_delay: float = 2.0,
     ) -> None:
         self._routes = manifest.routes
         self._config = config
@@ -107,7 +105,6 @@ class Dispatcher:
         self._log = log
         self._metrics = metrics
         self._clock = clock
-        self._retry_delay = retry_delay
         self._waiting: dict[str, deque[str]] = {}
         self._known: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -309,7 +306,9 @@ class Dispatcher:
                     run_id, route, json.loads(run.payload), run.attempt, route.timeout_seconds
                 )
                 if _again(route, run, outcome):
-                    delay = min(_MAX_RETRY_SECONDS, self._retry_delay * 2 ** (run.attempt - 1))
+                    delay = min(
+                        _MAX_RETRY_SECONDS, self._config.limits.retry_seconds * 2 ** (run.attempt - 1)
+                    )
                     delay *= random.uniform(0.5, 1)  # noqa: S311
                     self._log(
                         "run starts again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -13,6 +14,21 @@ from port_webhook_handlers.runtime.redact import Redactor
 
 _MAX_TEXT: Final = 8_192
 _ROTATE_BYTES: Final = 10 * 1024 * 1024
+
+
+class LibraryLog(logging.Handler):
+    """Puts the warnings of libraries into the log as lines like the others, without stacks."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            self._log.error("library", error, logger=record.name)
+        else:
+            self._log("library", logger=record.name, text=record.getMessage())
 
 
 class Log:

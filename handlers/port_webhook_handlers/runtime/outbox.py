@@ -30,8 +30,10 @@ _CALLS_AT_ONCE: Final = 8
 _MAX_MESSAGE: Final = 16_000
 _MAX_SUMMARY: Final = 8_000
 _MAX_DELAY_SECONDS: Final = 60.0
-# After so many failures of one report it is asked whether Port as a whole is down.
-_SUSPICIOUS_FAILURES: Final = 6
+# From so many failures of one report on it is asked whether Port as a whole is down; a report that fails so many
+# times while Port answers otherwise is given up.
+_SUSPICIOUS_FAILURES: Final = 3
+_FAILURES_ALONE: Final = 3
 _RETRIED: Final = frozenset({401, 408, 425, 429})
 _ENDED: Final = frozenset({"SUCCESS", "FAILURE", "DECLINED"})
 
@@ -134,7 +136,7 @@ class Outbox:
             self.wake(run_id)
 
     async def _deliver(self, run_id: str) -> None:
-        failures = 0
+        failures = alone = 0
         try:
             while reports := await self._ledger.reports(run_id):
                 self._again.discard(run_id)
@@ -144,7 +146,9 @@ class Outbox:
                     await self._send(run_id, group)
                 except PortError as error:
                     failures += 1
-                    if not await self._refused(run_id, group, error, failures):
+                    if failures >= _SUSPICIOUS_FAILURES and kind != "final" and await self._is_up(run_id):
+                        alone += 1
+                    if not await self._refused(run_id, group, error, alone >= _FAILURES_ALONE):
                         self._metrics.count(
                             "port_webhook_reports_total", ("kind", kind), ("outcome", "retried")
                         )
@@ -153,9 +157,9 @@ class Outbox:
                         self._metrics.count(
                             "port_webhook_reports_total", ("kind", kind), ("outcome", "refused")
                         )
-                        failures = 0
+                        failures = alone = 0
                 else:
-                    failures = 0
+                    failures = alone = 0
                     self._metrics.count("port_webhook_reports_total", ("kind", kind), ("outcome", "taken"))
                     await self._taken(run_id, group)
         except LedgerError as error:
@@ -210,14 +214,14 @@ class Outbox:
             final["link"] = body["link"]
         return final
 
-    async def _refused(self, run_id: str, group: Sequence[Report], error: PortError, failures: int) -> bool:
+    async def _refused(self, run_id: str, group: Sequence[Report], error: PortError, alone: bool) -> bool:
         """Whether a report needs no further attempt; if so, it has been dealt with."""
         kind = group[0].kind
         status = error.status if isinstance(error, PortApiError) else None
         passing = status is None or status in _RETRIED or status >= 500
         if kind == "final":
             if passing or status == 403:
-                self._log("run not reported yet", run=run_id, error=str(error), attempt=failures)
+                self._log("run not reported yet", run=run_id, error=str(error))
                 return False
             if status == 422 and not await self._has_ended(run_id, group[0].body):
                 return False
@@ -225,7 +229,7 @@ class Outbox:
                 self._log("run not reported", run=run_id, error=str(error))
             await self._ledger.close_run(run_id)
             return True
-        if passing and (failures < _SUSPICIOUS_FAILURES or not await self._is_up(run_id)):
+        if passing and not alone:
             return False
         self._log("report refused", run=run_id, kind=kind, error=str(error))
         code = getattr(error, "code", "") or status or "no answer"

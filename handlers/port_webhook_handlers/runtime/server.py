@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -30,7 +31,7 @@ from urllib.parse import urlsplit
 from port_webhook_handlers.runtime import config as configuration
 from port_webhook_handlers.runtime import manifest as manifests
 from port_webhook_handlers.runtime.config import ListenerConfig
-from port_webhook_handlers.runtime.logs import Log
+from port_webhook_handlers.runtime.logs import LibraryLog, Log
 from port_webhook_handlers.runtime.metrics import Metrics
 from port_webhook_handlers.runtime.redact import Redactor
 from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFile, SecretFileError, StoredSecrets
@@ -278,6 +279,7 @@ async def _serve(connection: socket.socket) -> int:
     init = first["init"]
     home = Path(init["home"])
     log = Log(path=home / "listener.log")
+    logging.basicConfig(handlers=[LibraryLog(log)], level=logging.WARNING, force=True)
     config = configuration.parse(json.dumps(init["config"]))
     server = Server(config, home, init["nonce"], log)
     try:

@@ -347,6 +347,7 @@ class _Control(BaseHTTPRequestHandler):
     token: str
     protocol_version = "HTTP/1.1"
     timeout = 60
+    wbufsize = 65536
 
     def do_GET(self) -> None:
         if self._authorized() and self.path == "/status":

@@ -241,6 +241,7 @@ def fake_port(port: int = 0) -> Iterator[FakePort]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 65536
 
         def handle_any(self) -> None:
             length = int(self.headers.get("content-length", "0"))
