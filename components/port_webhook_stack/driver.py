@@ -26,6 +26,7 @@ import yaml
 from pulumi import automation as auto
 from semver import VersionInfo
 
+from port_webhook_handlers.process import ProcessIdentity
 from port_webhook_stack.engine import Engine
 
 LOCAL_STACK = "local"
@@ -133,8 +134,9 @@ class StackDriver:
 
     def up(self) -> Outcome:
         """Deploys the program. Raises DriverError."""
-        self._clear_pending_creates()
-        return self._operate(lambda on_event: self._stack.up(on_event=on_event, suppress_progress=True))
+        return self._operate(
+            lambda on_event: self._stack.up(on_event=on_event, suppress_progress=True), writes=True
+        )
 
     def preview(self) -> Outcome:
         """Shows what `up` would do. Raises DriverError."""
@@ -148,9 +150,9 @@ class StackDriver:
 
     def destroy(self) -> Outcome:
         """Removes every resource, then the stack's state; the stack file stays. Raises DriverError."""
-        self._clear_pending_creates()
         outcome = self._operate(
-            lambda on_event: self._stack.destroy(on_event=on_event, run_program=True, suppress_progress=True)
+            lambda on_event: self._stack.destroy(on_event=on_event, run_program=True, suppress_progress=True),
+            writes=True,
         )
         self._stack.workspace.remove_stack(self._stack_name, preserve_config=True)
         return outcome
@@ -163,11 +165,20 @@ class StackDriver:
         # Modules of an earlier run would keep their definitions.
         runpy.run_path(str(self._project / "__main__.py"), run_name="__main__")
 
-    def _operate(self, operation: Callable[[Callable[[auto.EngineEvent], None]], Any]) -> Outcome:
+    def _operate(
+        self, operation: Callable[[Callable[[auto.EngineEvent], None]], Any], *, writes: bool = False
+    ) -> Outcome:
         events = _Events(self._report)
         with self._cli.interruptible(self._report):
             try:
+                if writes:
+                    self._clear_pending_creates()
                 result = operation(events)
+            except auto.ConcurrentUpdateError as error:
+                raise DriverError(
+                    f"another operation works on stack {self._stack_name}: wait for it. If it died on another "
+                    f"machine, remove its lock with `pulumi cancel -s {self._stack_name}`"
+                ) from error
             except Exception as error:
                 if events.errors:
                     raise DriverError("\n".join(events.errors)) from error
@@ -352,9 +363,7 @@ def _first_error(text: str) -> str:
 
 def _runs(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        ProcessIdentity.of(pid)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
     return True
