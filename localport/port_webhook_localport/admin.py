@@ -1,4 +1,17 @@
-"""Admin routes: faults, switches, counters, and edits that bypass the API. For tests and demonstrations."""
+"""Admin routes under `/_local`, for tests and demonstrations.
+
+| route | what |
+|---|---|
+| `GET`, `PUT /settings` | switches, see `port.Settings`: tokenLifetimeSeconds, rateLimit, holdDeliveries … |
+| `GET`, `PUT`, `DELETE /faults` | failing calls (`api`) and odd deliveries (`delivery`), see `faults` |
+| `GET`, `DELETE /calls` | calls by route |
+| `GET /deliveries?run=&action=` | attempts to deliver, oldest first |
+| `GET /runs/{run}` | a run with its chain of automations, its entities and the state of its delivery |
+| `POST /edit` | a change or deletion behind the API's back, as in Port's UI |
+| `POST /expire-token` | ends the live token |
+| `PUT /kafka` | what `GET /v1/kafka-credentials` answers |
+| `POST /reset` | forgets everything but who it is |
+"""
 
 from __future__ import annotations
 
@@ -119,7 +132,13 @@ def put_kafka(port: Port, call: Call) -> Reply:
 
 
 def reset(port: Port, call: Call) -> Reply:
-    """Forgets all state, faults, counters and switches; credentials, port and the live token stay."""
+    """Forgets all state, faults, counters and switches; credentials, port and organisation stay.
+
+    The live token stays too, unless its lifetime had been changed.
+    """
+    port.forget_deliveries()
+    if port.settings.token_lifetime_seconds != Settings().token_lifetime_seconds:
+        port.tokens.expire()
     token, organization = port.store.meta("token"), port.organization()
     port.store.clear()
     if token is not None:

@@ -116,8 +116,7 @@ class App:
             return self._dispatch(match, method, raw_path, scope, headers, body)
         if not raw_path.startswith("/v1/"):
             raise ApiError(404, "not_found", f"{method} {raw_path[:200]} is not a route of Port's API")
-        name = match.route.name if match.route else f"{method} {raw_path[:200]}"
-        self._port.calls[name] += 1
+        self._port.calls[match.route.name if match.route else "unknown route"] += 1
         self._count_call()
         fault = self._port.faults.for_call(method, raw_path)
         if fault is not None and "delaySeconds" in fault:

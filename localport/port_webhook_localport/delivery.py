@@ -35,7 +35,7 @@ class Deliverer:
         self._port = port
         self._slots = asyncio.Semaphore(_CONCURRENT)
         self._tasks: set[asyncio.Task[None]] = set()
-        port.deliver_with(self.start)
+        port.deliver_with(self.start, self.cancel)
 
     def start(self, run_id: str) -> None:
         task = asyncio.get_running_loop().create_task(self._deliver(run_id))
@@ -58,11 +58,14 @@ class Deliverer:
                     runstate.save(port, run)
                     port.queue_delivery(run.id)
 
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
     async def stop(self) -> None:
         """Ends what is under way; `resume` settles it at the next start."""
         tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
+        self.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -146,7 +149,12 @@ async def _send(port: Port, run: runstate.Run, webhook: invocations.Webhook) -> 
         attempt = {**record, "startedAt": time.time()}
         try:
             reply = await send(
-                webhook.method, url or webhook.url, headers, body, port.settings.delivery_timeout_seconds
+                webhook.method,
+                url or webhook.url,
+                headers,
+                body,
+                port.settings.delivery_timeout_seconds,
+                pause_seconds=fault.get("pauseSeconds", 0),
             )
         except SendError as error:
             attempt["error"] = str(error)

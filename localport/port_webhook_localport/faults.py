@@ -46,6 +46,7 @@ DELIVERY_FAULT = closed(
     timestamp=one_of("old", "future", "milliseconds", "garbage"),
     duplicates=_POSITIVE,
     delaySeconds=_SECONDS,
+    pauseSeconds=_SECONDS,
 )
 FAULTS = closed(
     "",

@@ -50,7 +50,13 @@ class _Collector:
 
 
 async def send(
-    method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes | None, timeout_seconds: float
+    method: str,
+    url: str,
+    headers: Sequence[tuple[str, str]],
+    body: bytes | None,
+    timeout_seconds: float,
+    *,
+    pause_seconds: float = 0.0,
 ) -> HttpReply:
     """Sends a request on a connection of its own and reads the whole reply.
 
@@ -59,6 +65,7 @@ async def send(
         headers: without Host, Content-Length and Connection, which are added.
         body: None sends none.
         timeout_seconds: for everything, from connecting to the last byte.
+        pause_seconds: time to wait in the middle of the body, as a slow sender would.
 
     Raises:
         SendError: no connection, no answer in time, or an answer that is not HTTP.
@@ -81,7 +88,11 @@ async def send(
                 host, port, ssl=_tls() if secure else None, server_hostname=host if secure else None
             )
             try:
-                writer.write(request)
+                half = len(request) - len(body or b"") // 2
+                if pause_seconds:
+                    writer.write(request[:half])
+                    await asyncio.sleep(pause_seconds)
+                writer.write(request[half if pause_seconds else 0 :])
                 await writer.drain()
                 return await _read(reader)
             finally:

@@ -72,6 +72,7 @@ class Port:
         self.stopping = asyncio.Event()
         self._outgoing: list[str] = []
         self._deliver: Callable[[str], None] | None = None
+        self._cancel: Callable[[], None] | None = None
         self._revision = 0
 
     @property
@@ -132,9 +133,15 @@ class Port:
         """Has a run's invocation delivered after the present transaction."""
         self._outgoing.append(run_id)
 
-    def deliver_with(self, deliver: Callable[[str], None]) -> None:
-        """Names the function that starts a delivery."""
-        self._deliver = deliver
+    def deliver_with(self, deliver: Callable[[str], None], cancel: Callable[[], None]) -> None:
+        """Names the functions that start a delivery and that give all of them up."""
+        self._deliver, self._cancel = deliver, cancel
+
+    def forget_deliveries(self) -> None:
+        """Gives up what waits or is under way."""
+        self._outgoing.clear()
+        if self._cancel is not None:
+            self._cancel()
 
     def flush(self) -> None:
         if self._deliver is None or self.settings.hold_deliveries:

@@ -386,11 +386,14 @@ def test_faulty_deliveries(local_port: LocalPort, webhook: Webhook) -> None:
     milliseconds = deliver(timestamp="milliseconds")
     assert len(milliseconds["x-port-timestamp"]) == 13
     assert valid(milliseconds)
+    started = time.monotonic()
+    assert valid(deliver(pauseSeconds=0.2))
+    assert time.monotonic() - started >= 0.2
     deliver(duplicates=2)
-    eventually(lambda: len(webhook.received) == 7)
+    eventually(lambda: len(webhook.received) == 8)
     assert webhook.received[-1] == webhook.received[-2] == webhook.received[-3]
     local_port.execute("x")
-    received(webhook, 8)
+    received(webhook, 9)
     assert valid(webhook.received[-1].headers)
 
 
