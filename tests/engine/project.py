@@ -148,6 +148,21 @@ class Project:
             )
         return response.json()
 
+    def admin(self, method: str, path: str, **options: Any) -> Any:
+        """Calls the local Port's admin routes: faults, counters, deliveries."""
+        endpoint = self.endpoint()
+        with requests.Session() as session:
+            session.trust_env = False
+            response = session.request(
+                method,
+                endpoint["url"] + path,
+                headers={"authorization": f"Bearer {endpoint['admin_token']}"},
+                timeout=10,
+                **options,
+            )
+        assert response.ok, response.text
+        return response.json()
+
     def processes(self) -> list[psutil.Process]:
         """Every process that works in this folder or was started for it."""
         found = []

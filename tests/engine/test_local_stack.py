@@ -39,6 +39,11 @@ def deploy(project: Project, version: str) -> str:
     ).stdout
 
 
+def services(project: Project) -> set[int]:
+    """Processes that a deployment has started."""
+    return {process.pid for process in project.processes() if "server.py" in process.cmdline()}
+
+
 def test_preview_from_nothing_creates_nothing(project: Project) -> None:
     result = project.cli("preview")
     assert changes(result)["created"] >= 9
@@ -67,10 +72,10 @@ def test_a_run_ends_in_a_deployment_that_answers(project: Project, first_up: str
 
 def test_the_next_version_replaces_the_process(project: Project, first_up: str) -> None:
     deploy(project, "1.4.2")
-    before = {process.pid for process in psutil.process_iter() if "server.py" in " ".join(process.cmdline())}
+    before = services(project)
     shown = deploy(project, "1.5.0")
     assert "1.5.0" in shown
-    after = {process.pid for process in psutil.process_iter() if "server.py" in " ".join(process.cmdline())}
+    after = services(project)
     assert len(after - before) == 1
     assert before - after, "the process of the former version still runs"
 
