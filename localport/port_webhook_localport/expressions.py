@@ -77,10 +77,10 @@ def _with_bracketed_indices(expression: str) -> str:
 
 
 def _kind(message: str) -> str:
-    """jq's message without the value it quotes, which may be a secret."""
-    return (
-        re.sub(r"\s*\(.*\)", "", message, flags=re.DOTALL)[:200] if "(" in message else "fails on its input"
-    )
+    """jq's message without the values it quotes, which may be secret; a message in no known form is dropped."""
+    bare = re.sub(r"\s*(?:\(.*\)|\"[^\"]*\")", "", message, flags=re.DOTALL)
+    known = re.fullmatch(r"(?:Cannot|Invalid|null|boolean|number|string|array|object)\b[A-Za-z ,:-]*", bare)
+    return bare[:200] if known else "fails on its input"
 
 
 def _type_name(value: object) -> str:

@@ -127,7 +127,9 @@ async def _read(reader: asyncio.StreamReader) -> HttpReply:
 
 
 def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or "unknown")
+    if error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
 
 
 @lru_cache(maxsize=1)

@@ -31,6 +31,7 @@ def serve(home: Home) -> None:
     Raises:
         LocalPortError: another server already uses this folder, or no port can be had.
     """
+    os.umask(0o077)
     home.create()
     lock = os.open(home.server_lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -153,7 +153,7 @@ def test_timers(local_port: LocalPort, webhook: Webhook) -> None:
     with_service(local_port)
     event = on("TIMER_PROPERTY_EXPIRED", propertyIdentifier="expires")
     local_port.api("POST", "/actions", automation("timer", webhook.url, event))
-    soon = (datetime.now(UTC) + timedelta(seconds=0.3)).isoformat()
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
     past = (datetime.now(UTC) - timedelta(seconds=60)).isoformat()
     local_port.api("POST", ENTITIES, {"identifier": "past", "properties": {"expires": past}})
     local_port.api("POST", ENTITIES, {"identifier": "a", "properties": {"expires": soon}})

@@ -50,9 +50,15 @@ def test_an_error_does_not_quote_the_value() -> None:
     with pytest.raises(ExpressionError) as raised:
         evaluate(".secrets.TOKEN | fromjson", CONTEXT)
     assert "t0ken" not in str(raised.value)
-    with pytest.raises(ExpressionError) as raised:
-        evaluate(".secrets.TOKEN.x", CONTEXT)
-    assert "t0ken" not in str(raised.value)
+    for expression in (".secrets.TOKEN.x", "error(.secrets.TOKEN)", ".inputs.tags[.secrets.TOKEN]"):
+        with pytest.raises(ExpressionError) as raised:
+            evaluate(expression, CONTEXT)
+        assert "t0ken" not in str(raised.value)
+
+
+def test_an_error_names_the_expression_and_jqs_reason() -> None:
+    with pytest.raises(ExpressionError, match=r"\.inputs\.count \| keys: number has no keys"):
+        evaluate(".inputs.count | keys", CONTEXT)
 
 
 @pytest.mark.parametrize(

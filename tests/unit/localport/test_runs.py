@@ -604,7 +604,7 @@ def test_claim_and_acknowledge(local_port: LocalPort, webhook: Webhook) -> None:
     assert (status, claimed["id"], claimed["claimedUntil"] is not None) == (200, first, True)
     assert claimed["payload"]["headers"] == {"a": "s3cr3t"}
     assert claimed["payload"]["body"]["port_context"] == {"runId": first}
-    assert claim(local_port, visibilityTimeoutMs=200) == [second]
+    assert claim(local_port, visibilityTimeoutMs=800) == [second]
     assert claim(local_port) == []
     eventually(lambda: claim(local_port) == [second])
     assert reserved(local_port, "PATCH", "ack", {"runIds": [first, "r_absent"]}) == (
