@@ -70,7 +70,7 @@ def authenticate(port: LocalPort, **changes: Any) -> requests.Response:
 
 
 def test_one_token_until_it_expires(local_port: LocalPort) -> None:
-    local_port.admin("PUT", "/settings", {"tokenLifetimeSeconds": 3})
+    local_port.admin("PUT", "/settings", {"tokenLifetimeSeconds": 2.2})
     first = authenticate(local_port).json()
     assert (first["tokenType"], first["ok"]) == ("Bearer", True)
     assert authenticate(local_port).json()["accessToken"] == first["accessToken"]
