@@ -340,8 +340,11 @@ class _Events:
             owner = (event.diagnostic_event.urn or "").rsplit("::", 1)[-1]
             line = f"{owner}: {message}" if owner and not owner.startswith("default_") else message
             if event.diagnostic_event.severity == "error":
-                # The engine repeats as "update failed" what a resource has said already.
-                if message not in ("update failed", "preview failed") and line not in self.errors:
+                # The engine repeats at the end what a resource or the program has said already.
+                repeated = message in ("update failed", "preview failed") or any(
+                    message.endswith(said) for said in self.errors
+                )
+                if not repeated:
                     self.errors.append(line)
             elif event.diagnostic_event.severity == "warning":
                 self.warnings.append(line)

@@ -95,9 +95,9 @@ class Settings:
         import pulumi
 
         values, secret_keys = stack_configuration()
-        stack = pulumi.get_stack()
-        _refuse_published_passphrase(stack, values)
-        return parse(stack, values, secret_keys, os.environ, project_folder())
+        settings = parse(pulumi.get_stack(), values, secret_keys, os.environ, project_folder())
+        _refuse_published_passphrase(settings)
+        return settings
 
 
 def stack_configuration() -> tuple[dict[str, str], frozenset[str]]:
@@ -373,11 +373,11 @@ class _Reader:
         return item
 
 
-def _refuse_published_passphrase(stack: str, values: Mapping[str, str]) -> None:
-    region = values.get(f"{PROVIDER}:region") or os.environ.get("PORT_REGION")
-    if region == "local":
+def _refuse_published_passphrase(settings: Settings) -> None:
+    host = urlsplit(settings.base_url).hostname if settings.base_url else None
+    if settings.is_local_port or host in ("localhost", "127.0.0.1", "::1"):
         return
-    stack_file = project_folder() / "stacks" / f"Pulumi.{stack}.yaml"
+    stack_file = settings.project / "stacks" / f"Pulumi.{settings.stack}.yaml"
     if stack_file.is_file() and PUBLISHED_SALT in stack_file.read_text(encoding="utf-8"):
         raise SettingsError(
             f"stacks/{stack_file.name}: encryptionsalt",
