@@ -301,6 +301,8 @@ async def _serve(connection: socket.socket) -> int:
     if "serve" in order:
         http = _http_server(server, config)
         server.pool.warm()
+        # A repeat of an interrupted run must not find it as if it were still running.
+        await server.dispatcher.recover()
         dispatching = asyncio.ensure_future(server.dispatcher.serve())
         accepting = asyncio.ensure_future(http.serve(sockets=[socket.socket(fileno=init["socket"])]))
         log("serving", digest=server.digest, pid=os.getpid())

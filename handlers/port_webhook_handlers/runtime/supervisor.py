@@ -31,8 +31,8 @@ from port_webhook_handlers.runtime.files import write_private
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.places import Places
 
-_BACKOFF_SECONDS: Final = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
-_STEADY_SECONDS: Final = 60.0
+_BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
+_STEADY_SECONDS: Final = 10.0
 _PROXY_VARIABLES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 

@@ -264,6 +264,10 @@ def fake_port(port: int = 0) -> Iterator[FakePort]:
         daemon_threads = True
         allow_reuse_address = True
 
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            # A caller that was killed.
+            return
+
     server = Server(("127.0.0.1", port), Handler)
     fake.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
