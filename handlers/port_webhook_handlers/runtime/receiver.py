@@ -268,23 +268,8 @@ class Receiver:
                 if timestamp is not None:
                     raise RefusedError(400, "duplicate_header", "The x-port-timestamp header is there twice.")
                 timestamp = value.decode("latin-1")
-        now = self._clock()
-        secrets = self._secrets.signing(now)
-        tolerance = self._limits.tolerance_seconds
         try:
-            if scheme == "official-agent":
-                parsed = verify_official_agent(
-                    secrets,
-                    signature,
-                    timestamp,
-                    body,
-                    now=now,
-                    tolerance=tolerance,
-                    max_bytes=self._limits.max_body_bytes,
-                )
-            else:
-                verify(secrets, signature, timestamp, body, now=now, tolerance=tolerance)
-                parsed = strict_json(body)
+            parsed = self._open(scheme, signature, timestamp, body)
         except VerificationError as error:
             status = 400 if error.reason in _BAD_REQUEST else 401
             raise RefusedError(
@@ -295,6 +280,39 @@ class Receiver:
         if not isinstance(parsed, dict):
             raise RefusedError(400, "not_an_object", "The body must be a JSON object.")
         return parsed
+
+    def _open(self, scheme: str, signature: str | None, timestamp: str | None, body: bytes) -> object:
+        now = self._clock()
+        try:
+            return self._open_with(self._secrets.signing(now), scheme, signature, timestamp, body, now)
+        except VerificationError as error:
+            # Port may sign with a secret that was stored a moment ago.
+            if error.reason != "bad_signature" or not self._secrets.refresh():
+                raise
+            return self._open_with(self._secrets.signing(now), scheme, signature, timestamp, body, now)
+
+    def _open_with(
+        self,
+        secrets: Sequence[bytes],
+        scheme: str,
+        signature: str | None,
+        timestamp: str | None,
+        body: bytes,
+        now: float,
+    ) -> object:
+        limits = self._limits
+        if scheme == "official-agent":
+            return verify_official_agent(
+                secrets,
+                signature,
+                timestamp,
+                body,
+                now=now,
+                tolerance=limits.tolerance_seconds,
+                max_bytes=limits.max_body_bytes,
+            )
+        verify(secrets, signature, timestamp, body, now=now, tolerance=limits.tolerance_seconds)
+        return strict_json(body)
 
     def _invocation(self, route: Route, method: str, headers: Headers, body: bytes) -> Invocation:
         parsed = self._verified(route.scheme, headers, body)

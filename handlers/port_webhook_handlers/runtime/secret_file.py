@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from port_webhook_handlers.runtime.files import write_private
 _MAGIC: Final = b"PWS1"
 _NONCE_BYTES: Final = 12
 _KEY_BYTES: Final = 32
+_LOOK_SECONDS: Final = 0.2
 
 
 class SecretFileError(Exception):
@@ -258,31 +260,39 @@ class LiveSecrets:
         self._file = file
         self._on_change = on_change
         self._on_error = on_error
+        self._look_again = 0.0
         self._stamp = file.stamp()
         self._take(file.read())
 
     @property
     def content(self) -> StoredSecrets:
         """The store's content now."""
-        self._refresh()
+        self.refresh()
         return self._content
 
     def signing(self, now: float) -> list[bytes]:
-        """The signing secrets in force at `now` (seconds since the epoch)."""
-        self._refresh()
+        """The signing secrets in force at `now` (seconds since the epoch).
+
+        The file is looked at a few times a second only; who finds no secret that fits calls `refresh`.
+        """
+        if time.monotonic() >= self._look_again:
+            self.refresh()
         if self._endless:
             return self._signing
         return [value.encode() for value in self._content.active_signing(now)]
 
-    def _refresh(self) -> None:
+    def refresh(self) -> bool:
+        """Looks at the file now; whether it was replaced."""
+        self._look_again = time.monotonic() + _LOOK_SECONDS
         stamp = self._file.stamp()
         if stamp == self._stamp:
-            return
+            return False
         self._stamp = stamp
         try:
             self._take(self._file.read())
         except SecretFileError as error:
             self._on_error(error)
+        return True
 
     def _take(self, content: StoredSecrets) -> None:
         self._content = content
