@@ -95,7 +95,8 @@ class Project:
         )
 
     def up(self) -> dict[str, int]:
-        return dict(self.stack.up(suppress_progress=True).summary.resource_changes or {})
+        changes = self.stack.up(suppress_progress=True).summary.resource_changes or {}
+        return {str(operation): count for operation, count in changes.items()}
 
     def preview(self) -> dict[str, list[str]]:
         """Detailed differences by resource name."""
@@ -179,19 +180,18 @@ def test_life_of_an_action(project: Project, port: FakePort) -> None:
     outside["invocationMethod"] |= {"agent": False, "synchronized": False, "method": "POST", "headers": {}}
     outside["trigger"]["userInputs"]["required"].reverse()
     assert project.refresh() == {"deploy": ["update title"]}
-    assert project.up()["update"] == 1
-    assert port.objects["actions/deploy"]["title"] == "Deploy"
 
-    project.program = lambda: _export(
-        Action("deploy", {**edited(pattern, "v[0-9]+"), "identifier": "release"})
-    )
-    assert project.up()["update"] == 1  # renamed in place
+    renamed = {**edited(pattern, "v[0-9]+"), "identifier": "release"}
+    project.program = lambda: _export(Action("deploy", renamed))
+    assert project.up()["update"] == 1  # in place, and the title is ours again
     assert set(port.objects) == {"actions/release"}
+    assert port.objects["actions/release"]["title"] == "Deploy"
 
     del port.objects["actions/release"]
-    assert project.refresh() == {}
-    assert project.up()["create"] == 1
-
+    project.refresh()
+    assert "deploy" not in project.state()
+    project.up()
+    assert set(port.objects) == {"actions/release"}
     project.stack.destroy()
     assert port.objects == {}
 
@@ -288,7 +288,7 @@ def test_a_half_made_object_is_recorded_and_updated(project: Project, tmp_path: 
     )
     plugin.chmod(0o755)
     project.use_plugin(plugin.parent)
-    project.program = lambda: Half(tmp_path) and None
+    project.program = lambda: _export(Half(tmp_path))
     with pytest.raises(auto.CommandError) as failed:
         project.up()
     assert "it is not ready yet ([secret])" in str(failed.value)

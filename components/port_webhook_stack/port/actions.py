@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from port_webhook_handlers.port.client import quote
-from port_webhook_stack.port.handler import UNKNOWN, Context, Failure, Properties, ProviderError, ReadResult
+from port_webhook_stack.port.handler import (
+    UNKNOWN,
+    Context,
+    Failure,
+    Properties,
+    ProviderError,
+    ReadResult,
+    has_unknown,
+)
 from port_webhook_stack.port.normalise import Body, canonical_action
 from port_webhook_stack.port.objects import ANY, BOOLEAN, MAP, OWNERSHIP, STRING, PortObject, schema_of
-
-# Port's rule for identifiers of actions, with \p{L} written as "word character".
-_IDENTIFIER = re.compile(r"(?!\.{1,2}$)[\w0-9@.+:=-]+")
 
 _INPUTS: Mapping[str, Any] = {
     "identifier": {**STRING, "description": "Identifier in Port. Changing it renames the object in place."},
@@ -25,56 +29,54 @@ _INPUTS: Mapping[str, Any] = {
     "approvalNotification": MAP,
     "publish": {**BOOLEAN, "description": "false keeps an automation inactive."},
     "allowAnyoneToViewRuns": BOOLEAN,
+    "lintDisabled": {
+        "type": "array",
+        "items": STRING,
+        "description": "Rules of lint that this definition is not checked for.",
+    },
     **OWNERSHIP,
 }
 _REQUIRED = ["identifier", "trigger", "invocationMethod"]
 _OUTPUTS: Mapping[str, Any] = {"adopted": BOOLEAN}
 
 
-def check_definition(body: Mapping[str, Any]) -> list[Failure]:
-    """What Port would refuse in a single definition; values that are `UNKNOWN` are skipped."""
-    failures = [Failure(name, "is required") for name in _REQUIRED if body.get(name) in (None, "", {})]
-    identifier = body.get("identifier")
-    if isinstance(identifier, str) and identifier and not _IDENTIFIER.fullmatch(identifier):
-        failures.append(
-            Failure("identifier", f"{identifier!r} is not allowed by Port: use letters, digits and @_.+:=-")
-        )
-    for name in ("trigger", "invocationMethod"):
-        part = body.get(name)
-        if part and part is not UNKNOWN:
-            if not isinstance(part, Mapping):
-                failures.append(Failure(name, "must be a map"))
-            elif not part.get("type"):
-                failures.append(Failure(f"{name}.type", "is required"))
-    trigger = body.get("trigger")
-    if isinstance(trigger, Mapping):
-        failures += _check_trigger(trigger)
-    return failures
+# Stands for an unknown value while a definition is examined, so that nothing is said about it.
+_PLACEHOLDER = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 
 
-def _check_trigger(trigger: Mapping[str, Any]) -> list[Failure]:
-    failures: list[Failure] = []
-    if trigger.get("type") == "self-service":
-        operations = ("CREATE", "DAY-2", "DELETE")
-        operation = trigger.get("operation")
-        if operation is not UNKNOWN and operation not in operations:
-            failures.append(Failure("trigger.operation", f"must be one of {', '.join(operations)}"))
-        form = trigger.get("userInputs")
-        if form is None:
-            failures.append(
-                Failure("trigger.userInputs", "is required; without inputs it is {properties: {}}")
-            )
-        elif isinstance(form, Mapping) and "order" in form and "steps" in form:
-            failures.append(Failure("trigger.userInputs.order", "excludes steps: remove one of them"))
-    elif trigger.get("type") == "automation":
-        event = trigger.get("event")
-        if event is None or (isinstance(event, Mapping) and not event.get("type")):
-            failures.append(Failure("trigger.event.type", "is required, for example ENTITY_UPDATED"))
-    return failures
+def check_definition(body: Mapping[str, Any], disabled: Collection[str] = ()) -> list[Failure]:
+    """The errors that lint finds in a single definition; nothing is said about values that are `UNKNOWN`.
+
+    Args:
+        body: Port's body of an action or automation.
+        disabled: rules of lint to leave out.
+    """
+    from port_webhook_handlers.port.lint import lint
+
+    try:
+        findings = lint([_known(body)], disable=disabled, unknown=_PLACEHOLDER)
+    except ValueError as error:
+        return [Failure("lintDisabled", str(error))]
+    return [
+        Failure(finding.path, f"{finding.message}; {finding.remedy} [{finding.rule}]")
+        for finding in findings
+        if finding.severity == "error"
+    ]
+
+
+def _known(value: Any) -> Any:
+    if value is UNKNOWN:
+        return _PLACEHOLDER
+    if isinstance(value, Mapping):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_known(item) for item in value]
+    return value
 
 
 class _Definition(PortObject):
     kind = "action"
+    control = PortObject.control | {"lintDisabled"}
     trigger_type: str
     other: str
 
@@ -89,7 +91,8 @@ class _Definition(PortObject):
 
     def failures(self, inputs: Properties, olds: Properties) -> list[Failure]:
         body = self.body(inputs)
-        found = check_definition(body)
+        disabled = inputs.get("lintDisabled") or ()
+        found = check_definition(body, [] if has_unknown(disabled) else disabled)
         trigger = body.get("trigger")
         if isinstance(trigger, Mapping) and isinstance(trigger.get("type"), str):
             actual = trigger["type"]

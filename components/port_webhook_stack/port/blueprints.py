@@ -15,7 +15,7 @@ from port_webhook_stack.port.handler import (
     ProviderError,
     ReadResult,
 )
-from port_webhook_stack.port.normalise import SERVER_MEMBERS, Body, canonical_blueprint
+from port_webhook_stack.port.normalise import Body, canonical_blueprint
 from port_webhook_stack.port.objects import BOOLEAN, MAP, OWNERSHIP, STRING, PortObject, schema_of
 
 _POLL_SECONDS = 0.5
@@ -77,11 +77,6 @@ class Blueprint(PortObject):
             return self.missing(inputs, "identifier")
         return self.missing(inputs, "identifier", "title", "schema")
 
-    def fetch(self, ctx: Context, id: str) -> Body | None:
-        present = super().fetch(ctx, id)
-        # Replies may hold members that are no part of a definition; only those of the definition count.
-        return present and {key: value for key, value in present.items() if key in _BODY}
-
     def create(self, ctx: Context, inputs: Properties, preview: bool) -> CreateResult:
         if inputs.get("manage") != "existing":
             return super().create(ctx, inputs, preview)
@@ -118,7 +113,7 @@ class Blueprint(PortObject):
         foreign = {
             key: value
             for key, value in present.items()
-            if key not in olds and key not in news and key not in SERVER_MEMBERS and value is not None
+            if key not in olds and key not in news and value is not None
         }
         super().write(ctx, id, olds, {**foreign, **news})
 

@@ -288,5 +288,5 @@ def _remove(key: str) -> str:
 
 def nearest(name: str, names: tuple[str, ...]) -> str:
     """A suggestion for a misspelt name, or ""."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""

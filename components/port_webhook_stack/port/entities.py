@@ -71,12 +71,6 @@ class Entity(PortObject):
             )
         return super().read(ctx, id, state, {**inputs, "blueprint": blueprint})
 
-    def fetch(self, ctx: Context, id: str) -> Body | None:
-        present = super().fetch(ctx, id)
-        return present and {
-            key: value for key, value in present.items() if key in self.schema["inputProperties"]
-        }
-
     def write(self, ctx: Context, id: str, olds: Properties, news: Properties) -> None:
         try:
             ctx.port.request("PATCH", self.item(id), json=_patch(self.body(olds), self.body(news)))

@@ -186,12 +186,14 @@ class Context:
 class ResourceHandler(Protocol):
     """One resource type. Instances hold no state; calls run in several threads at once."""
 
-    schema: Mapping[str, Any]
-    """The type's entry in the package schema: `description`, `inputProperties`, `requiredInputs`,
-    `properties`, `required`. Inputs that it does not list are refused before `check` is called."""
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """The type's entry in the package schema: `description`, `inputProperties`, `requiredInputs`,
+        `properties`, `required`. Inputs that it does not list are refused before `check` is called."""
 
-    secrets: frozenset[str]
-    """Top-level properties that are secret in inputs and in state, whoever wrote them."""
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Top-level properties that are secret in inputs and in state, whoever wrote them."""
 
     def check(self, ctx: Context, news: Properties, olds: Properties) -> CheckResult:
         """Validate `news`; `olds` are the last inputs, {} before the first deployment."""

@@ -159,12 +159,14 @@ def canonical_blueprint(body: Mapping[str, Any]) -> Body:
 
 def canonical_entity(body: Mapping[str, Any]) -> Body:
     """The canonical form of an entity. `team` is a name or a set of names."""
-    result = _without(_known(body), team=[], properties={}, relations={}, icon="")
-    if isinstance(result.get("team"), str):
-        result["team"] = [result["team"]]
+    result = _known(body)
     for part in ("properties", "relations"):
         if isinstance(result.get(part), Mapping):
+            # Port shows a property that has no value as null.
             result[part] = {key: value for key, value in result[part].items() if value is not None}
+    if isinstance(result.get("team"), str):
+        result["team"] = [result["team"]]
+    result = _without(result, team=[], properties={}, relations={}, icon="")
     return _sets(result, "team")
 
 

@@ -133,7 +133,7 @@ class PortObject:
         present = self.fetch(ctx, self.id_of(state) if state else id)
         if present is None:
             return None
-        subset = bool(inputs) and (self.subset or state.get("adopted") is True)
+        subset = bool(self.body(inputs)) and (self.subset or state.get("adopted") is True)
         merged = reconcile(self.body(inputs), present, self.canonical, subset=subset)
         merged |= {key: value for key, value in inputs.items() if key in self.control}
         adopted = state.get("adopted") is True
@@ -171,17 +171,14 @@ class PortObject:
     # Steps that subclasses replace.
 
     def fetch(self, ctx: Context, id: str) -> Body | None:
-        """The object as Port has it, None if it is gone."""
+        """The object as Port has it, None if it is gone. Members that are no part of a body are left out."""
         if ctx.config.port_is_gone:
             return None
         try:
             reply = ctx.port.request("GET", self.item(id))
         except PortNotFoundError:
             return None
-        present: Body = {
-            key: value for key, value in reply.get(self.kind, {}).items() if key not in self.control
-        }
-        return present
+        return self.body(reply.get(self.kind, {}))
 
     def write(self, ctx: Context, id: str, olds: Properties, news: Properties) -> None:
         """Change the object `id` from `olds` to `news`; make it again if somebody deleted it."""
@@ -240,7 +237,7 @@ class PortObject:
         ]
 
     def _control(self, values: Properties) -> Body:
-        return {key: values[key] for key in self.control if values.get(key) not in (None, False)}
+        return {key: values[key] for key in self.control if values.get(key) not in (None, False, [])}
 
     def _known_id(self, inputs: Properties) -> str:
         known = all(inputs.get(name) not in (None, UNKNOWN) for name in self.identity)

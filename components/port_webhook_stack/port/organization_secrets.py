@@ -98,9 +98,13 @@ class Secret(PortObject):
         return CreateResult(id, {**inputs, "adopted": adopted, **_updated_at(reply)})
 
     def read(self, ctx: Context, id: str, state: Properties, inputs: Properties) -> ReadResult | None:
-        present = self.fetch(ctx, self.id_of(state) if state else id)
-        if present is None:
+        if ctx.config.port_is_gone:
             return None
+        try:
+            reply = ctx.port.request("GET", self.item(self.id_of(state) if state else id))
+        except PortNotFoundError:
+            return None
+        present = reply.get("secret", {})
         written = state.get("updatedAt")
         if written and present.get("updatedAt") != written:
             ctx.log.warning(
@@ -110,7 +114,7 @@ class Secret(PortObject):
         merged = {"secretName": present.get("secretName", id), **kept}
         if present.get("description"):
             merged["description"] = present["description"]
-        outputs = {**merged, "adopted": state.get("adopted") is True, **_updated_at({"secret": present})}
+        outputs = {**merged, "adopted": state.get("adopted") is True, **_updated_at(reply)}
         return ReadResult(self.id_of(merged), outputs, merged)
 
     def update(self, ctx: Context, id: str, olds: Properties, news: Properties, preview: bool) -> Properties:

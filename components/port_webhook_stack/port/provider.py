@@ -146,12 +146,10 @@ class Provider:
 
 def package_schema(components: Mapping[str, Any]) -> dict[str, Any]:
     """The package's schema: that of the components, and all resource types that can be imported."""
-    resources = dict(components.get("resources", {}))
-    for token in REGISTRY:
-        try:
-            resources[token] = dict(handler(token).schema)
-        except ModuleNotFoundError:
-            continue
+    resources = {
+        **components.get("resources", {}),
+        **{token: dict(handler(token).schema) for token in REGISTRY},
+    }
     variables = {
         key: {"type": "string", **({"secret": True} if key == "clientSecret" else {})}
         for key in configuration.KEYS

@@ -345,7 +345,7 @@ def _partial_failure(failure: PartialFailure, secrets: Secrets, urn: str) -> Any
     return status
 
 
-async def _serve(engine_address: str) -> None:
+async def _serve(engine_address: str, parent: int) -> None:
     server = grpc.aio.server(options=_GRPC_CHANNEL_OPTIONS)
     servicer = Servicer(Provider(), engine_address)
     provider_pb2_grpc.add_ResourceProviderServicer_to_server(servicer, server)
@@ -358,7 +358,7 @@ async def _serve(engine_address: str) -> None:
     # plugin that stayed would hold up every operation by the five seconds until it is killed.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
-    ends = [asyncio.ensure_future(_parent_ends()), asyncio.ensure_future(interrupted.wait())]
+    ends = [asyncio.ensure_future(_end_of(parent)), asyncio.ensure_future(interrupted.wait())]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     if interrupted.is_set():
         await server.stop(grace=_GRACE_SECONDS)
@@ -367,17 +367,18 @@ async def _serve(engine_address: str) -> None:
     os._exit(0)
 
 
-async def _parent_ends() -> None:
-    parent = os.getppid()
+async def _end_of(parent: int) -> None:
     while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells when it ends
         await asyncio.sleep(_PARENT_CHECK_SECONDS)
 
 
 def main() -> None:
     """Entry point of `pulumi-resource-port-webhook`."""
+    # Asked first of all: a parent that ends while the server starts would never be missed.
+    parent = os.getppid()
     addresses = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     # The language host puts the plugin's folder before the address.
-    asyncio.run(_serve(addresses[-1] if addresses else ""))
+    asyncio.run(_serve(addresses[-1] if addresses else "", parent))
 
 
 if __name__ == "__main__":

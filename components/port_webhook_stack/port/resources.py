@@ -7,7 +7,7 @@ be an output of another resource. Give a renamed resource its old name with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import pulumi
@@ -46,6 +46,7 @@ class Action(_PortObject):
         *,
         adopt: bool | None = None,
         delete_adopted: bool | None = None,
+        lint_disabled: Sequence[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """
@@ -55,9 +56,14 @@ class Action(_PortObject):
                 are shown in the order in which they are written here.
             adopt: take over an action that exists already and differs; it is then kept on destroy.
             delete_adopted: delete it on destroy nevertheless.
+            lint_disabled: rules of lint that this definition is not checked for.
             opts: options of the resource.
         """
-        props = {**_with_order(_body(definition)), **_ownership(adopt, delete_adopted)}
+        props = {
+            **_with_order(_body(definition)),
+            **_ownership(adopt, delete_adopted),
+            "lintDisabled": lint_disabled,
+        }
         super().__init__("port-webhook:index:Action", name, props, opts)
 
 
@@ -71,6 +77,7 @@ class Automation(_PortObject):
         *,
         adopt: bool | None = None,
         delete_adopted: bool | None = None,
+        lint_disabled: Sequence[str] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """
@@ -79,9 +86,14 @@ class Automation(_PortObject):
             definition: Port's body of an automation.
             adopt: take over an automation that exists already and differs; it is then kept on destroy.
             delete_adopted: delete it on destroy nevertheless.
+            lint_disabled: rules of lint that this definition is not checked for.
             opts: options of the resource.
         """
-        props = {**_body(definition), **_ownership(adopt, delete_adopted)}
+        props = {
+            **_body(definition),
+            **_ownership(adopt, delete_adopted),
+            "lintDisabled": lint_disabled,
+        }
         super().__init__("port-webhook:index:Automation", name, props, opts)
 
 

@@ -272,7 +272,7 @@ class PortClient:
             except PortApiError as failure:
                 failure.after_retry = ambiguous
                 raise
-            if not repeat or attempt >= limit or self._cancelled.is_set():
+            if not repeat or attempt >= limit:
                 raise error from None
             self._wait(self._jitter(attempt) if delay is None else delay + random.uniform(0, 0.25), error)  # noqa: S311
 
@@ -288,7 +288,7 @@ class PortClient:
                 self._bearer()
             except (_RetryableStatusError, PortUnreachableError) as failure:
                 error = failure.error if isinstance(failure, _RetryableStatusError) else failure
-                if attempt == self._attempts or self._cancelled.is_set():
+                if attempt == self._attempts:
                     raise error from None
                 self._wait(self._jitter(attempt), error)
             else:
