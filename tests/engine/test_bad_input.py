@@ -55,9 +55,9 @@ HANDLER = (
             ["port-webhook-stack:handlers", "same"],
         ),
         (
-            {"port-webhook:region": None, "port-webhook:clientId": "only-the-id"},
+            {"port-webhook:region": "eu", "port-webhook:clientId": "only-the-id"},
             {},
-            ["port-webhook-stack:listener.publicUrl"],
+            ["port-webhook-stack:listener.publicUrl", "tunnel"],
         ),
     ],
 )
@@ -106,23 +106,39 @@ def test_a_taken_port_is_named_and_the_next_up_goes_on(project: Project) -> None
     assert set(changes(project.cli("up"))) == {"unchanged"}
 
 
-@pytest.mark.parametrize(
-    ("status", "heals"), [(401, True), (429, True), (500, True), (422, False), (409, False)]
-)
-def test_port_answering_with_an_error(project: Project, status: int, heals: bool) -> None:
+def without_its_action(project: Project) -> None:
+    """The stack is deployed, but somebody deleted the action in Port."""
     project.configure({"port-webhook-stack:listener": {}})
     project.cli("up")
-    action = project.port("GET", "/v1/actions/deploy_microservice")["action"]
     project.port("DELETE", "/v1/actions/deploy_microservice")
     project.cli("refresh")
-    fault = {"prefix": "/v1/actions", "method": "POST", "status": status, **({"count": 1} if heals else {})}
-    project.admin("PUT", "/_local/faults", json={"api": [fault]})
-    if heals:
-        project.cli("up")
-    else:
-        refused(project, str(status), "webhook-action-deploy_microservice")
-        project.admin("DELETE", "/_local/faults")
-        project.cli("up")
-    mended = project.port("GET", "/v1/actions/deploy_microservice")["action"]
-    assert mended["invocationMethod"] == action["invocationMethod"]
+
+
+def fault(status: int, count: int | None = None) -> dict[str, Any]:
+    """Port answers with a status when an action is created; without a count every time."""
+    return {
+        "prefix": "/v1/actions",
+        "method": "POST",
+        "status": status,
+        **({"count": count} if count else {}),
+    }
+
+
+def test_passing_faults_of_port_are_waited_out(project: Project) -> None:
+    without_its_action(project)
+    project.admin("DELETE", "/_local/calls")
+    project.admin("PUT", "/_local/faults", json={"api": [fault(401, 1), fault(429, 1), fault(500, 1)]})
+    project.cli("up")
+    assert project.port("GET", "/v1/actions/deploy_microservice")["ok"] is True
+    assert "POST /v1/actions" in str(project.admin("GET", "/_local/calls"))
+    assert set(changes(project.cli("up"))) == {"unchanged"}
+
+
+@pytest.mark.parametrize("status", [422, 409])
+def test_lasting_refusals_of_port_name_resource_and_reason(project: Project, status: int) -> None:
+    without_its_action(project)
+    project.admin("PUT", "/_local/faults", json={"api": [fault(status)]})
+    refused(project, "webhook-action-deploy_microservice", "asked for through /_local/faults")
+    project.admin("DELETE", "/_local/faults")
+    project.cli("up")
     assert set(changes(project.cli("up"))) == {"unchanged"}
