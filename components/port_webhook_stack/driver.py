@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -334,7 +335,7 @@ class _Events:
             if operation not in ("same", "read"):
                 self._report(f"{operation} {step.type.rsplit(':', 1)[-1]} {step.urn.rsplit('::', 1)[-1]}")
         elif event.diagnostic_event:
-            message = _plain(event.diagnostic_event.message).strip()
+            message = _name_input(_plain(event.diagnostic_event.message).strip())
             if not message:
                 return
             owner = (event.diagnostic_event.urn or "").rsplit("::", 1)[-1]
@@ -353,9 +354,20 @@ class _Events:
 
 
 def _plain(text: str) -> str:
-    import re
-
     return re.sub(r"<\{%[^%]*%\}>|\x1b\[[0-9;]*m", "", text)
+
+
+def _name_input(message: str) -> str:
+    """Names a refused input as the user knows it; the engine would also print its value."""
+    refusal = re.fullmatch(
+        r"(\S+) resource '([^']*)': property (\S+) value \{.*?\} has a problem: (.*)", message, re.DOTALL
+    )
+    if refusal is None:
+        return message
+    kind, _, path, reason = refusal.groups()
+    if kind.startswith("pulumi:providers:"):
+        return f"{kind.removeprefix('pulumi:providers:')}:{path}: {reason}"
+    return f"{path}: {reason}"
 
 
 def _first_error(text: str) -> str:

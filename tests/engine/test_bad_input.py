@@ -82,8 +82,9 @@ def test_wrong_credentials_name_the_keys(project: Project) -> None:
     try:
         refused(
             project,
-            "port-webhook",
-            "PORT_CLIENT_SECRET",
+            "port-webhook:clientId",
+            "port-webhook:clientSecret",
+            "refuses the credentials",
             PORT_CLIENT_ID="nobody",
             PORT_CLIENT_SECRET="planted-wrong-secret",
         )
@@ -134,11 +135,15 @@ def test_passing_faults_of_port_are_waited_out(project: Project) -> None:
     assert set(changes(project.cli("up"))) == {"unchanged"}
 
 
-@pytest.mark.parametrize("status", [422, 409])
-def test_lasting_refusals_of_port_name_resource_and_reason(project: Project, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "reason"), [(422, "asked for through /_local/faults"), (409, "is taken in Port")]
+)
+def test_lasting_refusals_of_port_name_resource_and_reason(
+    project: Project, status: int, reason: str
+) -> None:
     without_its_action(project)
     project.admin("PUT", "/_local/faults", json={"api": [fault(status)]})
-    refused(project, "webhook-action-deploy_microservice", "asked for through /_local/faults")
+    refused(project, "webhook-action-deploy_microservice", reason)
     project.admin("DELETE", "/_local/faults")
     project.cli("up")
     assert set(changes(project.cli("up"))) == {"unchanged"}
