@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pulumi
-from port_webhook_handlers.bundled.deploy import blueprints
 
+from port_webhook_handlers.bundled import notify
+from port_webhook_handlers.bundled.deploy import blueprints
 from port_webhook_stack import Settings, WebhookStack
 
 settings = Settings.load()
@@ -24,6 +25,7 @@ stack = WebhookStack(
     settings,
     blueprints=[blueprints.SERVICE, blueprints.DEPLOYMENT],
     entities=example_services if settings.is_local_port else [],
+    definitions=notify.definitions() if notify.SECRET in settings.port_secrets else [],
 )
 
 pulumi.export("url", stack.url)
