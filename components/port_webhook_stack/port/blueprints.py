@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ class Blueprint(PortObject):
 
     kind = "blueprint"
     control = PortObject.control | {"manage", "forceDestroy"}
+    identifiers = re.compile(r"(?!\.{1,2}$)[\w@.+:\\/-]{1,100}")
     replacing = frozenset({"identifier"})
     schema = schema_of(
         "A blueprint of Port.",
@@ -74,8 +76,8 @@ class Blueprint(PortObject):
         if manage is UNKNOWN or manage not in ("create", "existing"):
             return [Failure("manage", "must be create or existing")]
         if manage == "existing":
-            return self.missing(inputs, "identifier")
-        return self.missing(inputs, "identifier", "title", "schema")
+            return [*self.missing(inputs, "identifier"), *self.misnamed(inputs)]
+        return [*self.missing(inputs, "identifier", "title", "schema"), *self.misnamed(inputs)]
 
     def create(self, ctx: Context, inputs: Properties, preview: bool) -> CreateResult:
         if inputs.get("manage") != "existing":
@@ -99,14 +101,14 @@ class Blueprint(PortObject):
         if olds.get("manage") == "existing":
             if not preview:
                 with self.reporting(id):
-                    self.write_adopted(ctx, self.id_of(olds), olds, news)
+                    self.write_adopted(ctx, self.id_of(olds), news)
                 ctx.memory.add((self.kind, self.id_of(news)))
             return {**news, "adopted": True}
         return super().update(ctx, id, olds, news, preview)
 
     def write(self, ctx: Context, id: str, olds: Properties, news: Properties) -> None:
         if olds.get("adopted") is True:
-            self.write_adopted(ctx, id, olds, news)
+            self.write_adopted(ctx, id, news)
             return
         # A PUT drops what it does not send; what was added in Port and is in no definition is not ours to drop.
         present = self.fetch(ctx, id) or {}
@@ -117,9 +119,9 @@ class Blueprint(PortObject):
         }
         super().write(ctx, id, olds, {**foreign, **news})
 
-    def write_adopted(self, ctx: Context, id: str, olds: Properties, news: Properties) -> None:
+    def write_adopted(self, ctx: Context, id: str, inputs: Properties) -> None:
         """Merge our definition into a blueprint that others have made."""
-        ctx.port.request("PATCH", self.item(id), json=self.body(news))
+        ctx.port.request("PATCH", self.item(id), json=self.body(inputs))
 
     def delete(self, ctx: Context, id: str, state: Properties) -> None:
         if state.get("manage") != "existing":

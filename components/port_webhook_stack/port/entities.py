@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from port_webhook_handlers.port.client import PortNotFoundError, quote
 from port_webhook_stack.port.handler import UNKNOWN, Context, Failure, Properties, ProviderError, ReadResult
@@ -27,6 +28,8 @@ class Entity(PortObject):
     control = PortObject.control | {"blueprint"}
     identity = ("blueprint", "identifier")
     replacing = frozenset(identity)
+    identifiers = re.compile(r"(?!\.{1,2}$)[\w@.+:\\/=-]{1,1000}")
+    fetch_params: ClassVar[Mapping[str, str] | None] = {"exclude_calculated_properties": "true"}
     subset = True
     schema = schema_of(
         "An entity of Port. Only the properties and relations that are declared are managed.",
@@ -55,7 +58,7 @@ class Entity(PortObject):
         return f"/v1/blueprints/{quote(str(inputs['blueprint']))}/entities"
 
     def failures(self, inputs: Properties, olds: Properties) -> list[Failure]:
-        found = self.missing(inputs, "blueprint", "identifier")
+        found = [*self.missing(inputs, "blueprint", "identifier"), *self.misnamed(inputs)]
         blueprint = inputs.get("blueprint")
         if blueprint is not UNKNOWN and isinstance(blueprint, str) and ID_SEPARATOR in blueprint:
             found.append(Failure("blueprint", f"holds {ID_SEPARATOR!r}, which no blueprint's identifier may"))

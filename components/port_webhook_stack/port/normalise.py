@@ -158,7 +158,7 @@ def canonical_blueprint(body: Mapping[str, Any]) -> Body:
 
 
 def canonical_entity(body: Mapping[str, Any]) -> Body:
-    """The canonical form of an entity. `team` is a name or a set of names."""
+    """The canonical form of an entity. `team` is a name or a set of names; the title is by default the identifier."""
     result = _known(body)
     for part in ("properties", "relations"):
         if isinstance(result.get(part), Mapping):
@@ -166,7 +166,7 @@ def canonical_entity(body: Mapping[str, Any]) -> Body:
             result[part] = {key: value for key, value in result[part].items() if value is not None}
     if isinstance(result.get("team"), str):
         result["team"] = [result["team"]]
-    result = _without(result, team=[], properties={}, relations={}, icon="")
+    result = _without(result, team=[], properties={}, relations={}, icon="", title=result.get("identifier"))
     return _sets(result, "team")
 
 

@@ -8,13 +8,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from port_webhook_handlers.port.client import (
+    PortApiError,
+    PortAuthenticationError,
     PortConflictError,
     PortNotFoundError,
+    PortRateLimitError,
     PortValidationError,
 )
 from port_webhook_stack.port.handler import (
@@ -77,6 +81,12 @@ class PortObject:
 
     replacing: ClassVar[frozenset[str]] = frozenset()
     """Properties that Port cannot change in place."""
+
+    identifiers: ClassVar[re.Pattern[str]] = re.compile(".+")
+    """Port's rule for `identifier`; its \\p{L} is written as the slightly wider \\w."""
+
+    fetch_params: ClassVar[Mapping[str, str] | None] = None
+    """Query parameters for looking at an object."""
 
     subset: ClassVar[bool] = False
     """Whether others fill in such objects too, so that only what we declare counts."""
@@ -175,7 +185,7 @@ class PortObject:
         if ctx.config.port_is_gone:
             return None
         try:
-            reply = ctx.port.request("GET", self.item(id))
+            reply = ctx.port.request("GET", self.item(id), params=self.fetch_params)
         except PortNotFoundError:
             return None
         return self.body(reply.get(self.kind, {}))
@@ -198,7 +208,10 @@ class PortObject:
         if present is None:
             raise conflict
         ours = self.body(inputs)
-        theirs = reconcile(ours, present, self.canonical, subset=self.subset)
+        # Something more in it shows that it is not what an interrupted deployment has left, unless this very
+        # call has made it a moment ago and only the reply was lost.
+        subset = self.subset and conflict.after_retry
+        theirs = reconcile(ours, present, self.canonical, subset=subset)
         differences = changes(self.canonical(theirs), self.canonical(ours))
         adopt = inputs.get("adopt") is True
         if not differences:
@@ -211,12 +224,12 @@ class PortObject:
                 "choose another identifier, or, if the resource got a new name in the program, give it the old "
                 "one as an alias"
             )
-        self.write_adopted(ctx, id, theirs, inputs)
+        self.write_adopted(ctx, id, inputs)
         return True
 
-    def write_adopted(self, ctx: Context, id: str, olds: Properties, news: Properties) -> None:
-        """Change a foreign object to `news`."""
-        self.write(ctx, id, olds, news)
+    def write_adopted(self, ctx: Context, id: str, inputs: Properties) -> None:
+        """Change a foreign object to `inputs`; nobody has declared anything else of it before."""
+        self.write(ctx, id, inputs, inputs)
 
     # Helpers.
 
@@ -227,6 +240,13 @@ class PortObject:
             for key, value in values.items()
             if key in self.schema["inputProperties"] and key not in self.control
         }
+
+    def misnamed(self, inputs: Properties) -> list[Failure]:
+        """The failure of an `identifier` that Port would refuse."""
+        identifier = inputs.get("identifier")
+        if not isinstance(identifier, str) or not identifier or self.identifiers.fullmatch(identifier):
+            return []
+        return [Failure("identifier", f"{identifier!r} has characters or a length that Port does not allow")]
 
     def missing(self, inputs: Properties, *names: str) -> list[Failure]:
         """Failures for the required inputs that are absent or empty."""
@@ -258,3 +278,8 @@ class PortObject:
             raise ProviderError(
                 f"{self.kind} {id}: this identifier is taken in Port; choose another one"
             ) from error
+        except (PortAuthenticationError, PortRateLimitError):
+            # Not about this object: the server explains them.
+            raise
+        except PortApiError as error:
+            raise ProviderError(f"{self.kind} {id}: {error}") from error

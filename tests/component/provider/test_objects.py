@@ -166,6 +166,46 @@ def test_a_secret_whose_reply_was_lost_is_its_own(port: FakePort, ctx: Context) 
     assert port.objects["organization/secrets/TOKEN"]["secretValue"] == "s3cr3t"
 
 
+def test_an_entity_that_others_have_filled_in_is_never_taken_over_silently(
+    port: FakePort, ctx: Context
+) -> None:
+    key = "blueprints/service/entities/cart"
+    port.objects[key] = {
+        "identifier": "cart",
+        "title": "cart",
+        "properties": {"tier": "gold", "owner": "somebody"},
+    }
+    with pytest.raises(ProviderError, match=r"differs in properties\.owner"):
+        Entity().create(ctx, ENTITY, False)
+    Entity().create(ctx, {**ENTITY, "adopt": True}, False)
+    assert port.objects[key]["properties"] == {"tier": "gold", "owner": "somebody"}
+    # Unless this very deployment has made it and lost the reply while a run filled it in.
+    del port.objects[key]
+
+    def act_and_die(call: Call) -> Reply:
+        port.objects[key] = {**call.body, "properties": {"tier": "gold", "owner": "somebody"}}
+        return Reply(200, drop=True)
+
+    port.on("POST /v1/blueprints/service/entities", act_and_die)
+    assert Entity().create(ctx, ENTITY, False).outputs["adopted"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "identifier"),
+    [("blueprint", "a b"), ("blueprint", "x" * 101), ("blueprint", ".."), ("entity", "a|b")],
+)
+def test_identifiers_that_port_refuses_are_found_by_check(name: str, identifier: str, ctx: Context) -> None:
+    handler, body, _ = CASES[name]
+    failures = handler.check(ctx, {**body, "identifier": identifier}, {}).failures
+    assert [failure.property for failure in failures] == ["identifier"]
+
+
+def test_other_errors_of_port_name_the_object(port: FakePort, ctx: Context) -> None:
+    port.on("POST /v1/actions", error(403, "missing_permissions", "not allowed"))
+    with pytest.raises(ProviderError, match="action deploy: Port answered 403 missing_permissions"):
+        Action().create(ctx, ACTION, False)
+
+
 FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
     "action": ({**ACTION, "title": "Foreign"}, "differs in title"),
     "automation": ({**AUTOMATION, "title": "Foreign"}, "differs in title"),
