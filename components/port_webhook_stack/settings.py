@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from port_webhook_handlers.port.names import is_identifier
 from port_webhook_stack.errors import SettingsError
 
 MODULE = "port-webhook-stack"
@@ -79,6 +80,8 @@ class Settings:
     secrets: Mapping[str, str] = field(default_factory=dict)
     port_secrets: Mapping[str, str] = field(default_factory=dict)
     lint_disabled: tuple[str, ...] = ()
+    definitions: tuple[str, ...] = ()
+    identifier_suffix: str = ""
 
     @property
     def is_local_port(self) -> bool:
@@ -126,6 +129,12 @@ def parse(
     base_url = reader.provider("baseUrl", "PORT_BASE_URL")
     if region is None and base_url is None:
         region = "eu"
+    if region not in ("eu", "us", "local", None):
+        raise SettingsError(
+            f"{PROVIDER}:region",
+            f"{region!r} is no region of Port",
+            f"Use eu, us or local{_nearest(region, ('eu', 'us', 'local'))}",
+        )
     target = reader.choice("target", ("local",), "local")
     listener = _listener(reader)
     if target == "local" and region != "local" and base_url is None and listener.public_url is None:
@@ -157,14 +166,10 @@ def parse(
         secrets=reader.secret_mapping("secrets"),
         port_secrets=reader.secret_mapping("portSecrets"),
         lint_disabled=tuple(reader.strings("lintDisabled")),
+        definitions=tuple(reader.strings("definitions")),
+        identifier_suffix=_identifier_suffix(reader),
     )
     reader.refuse_the_rest()
-    if region not in ("eu", "us", "local", None):
-        raise SettingsError(
-            f"{PROVIDER}:region",
-            f"{region!r} is no region of Port",
-            f"Use eu, us or local{_nearest(region, ('eu', 'us', 'local'))}",
-        )
     if region != "local" and settings.client_secret is None and not settings.signing_secrets:
         raise SettingsError(
             f"{PROVIDER}:clientSecret",
@@ -208,6 +213,17 @@ def _listener(reader: _Reader) -> ListenerSettings:
             raise SettingsError(f"{key}.{name}", f"{value!r} is out of range", f"Use {low} to {high} seconds")
         numbers[name] = float(value)
     return ListenerSettings(port, public_url, numbers["syncDeadlineSeconds"], numbers["toleranceSeconds"])
+
+
+def _identifier_suffix(reader: _Reader) -> str:
+    suffix = reader.text("identifierSuffix")
+    if suffix and not is_identifier(f"a{suffix}"):
+        raise SettingsError(
+            f"{MODULE}:identifierSuffix",
+            f"{suffix!r} has characters that Port does not take in identifiers",
+            "Use letters, digits and @ _ . + : = -, for example -staging",
+        )
+    return suffix
 
 
 def _signing_secrets(reader: _Reader) -> tuple[SigningSecret, ...]:
@@ -310,6 +326,10 @@ class _Reader:
     def boolean(self, key: str, *, default: bool) -> bool:
         value = self._json(key, bool, "true or false")
         return default if value is None else bool(value)
+
+    def text(self, key: str) -> str:
+        self._known.append(key)
+        return self._values.get(key, "")
 
     def strings(self, key: str) -> list[str]:
         value = self._json(key, list, "a list of strings") or []
