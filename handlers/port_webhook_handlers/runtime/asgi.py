@@ -13,7 +13,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
 _BODY_SECONDS: Final = 15.0
 # Reading a little more than allowed lets a sender that is still writing see the answer.
 _DRAIN_BYTES: Final = 1024 * 1024
@@ -25,16 +25,17 @@ class Application:
     Args:
         receiver: what answers.
         max_body_bytes: larger bodies are answered 413.
-        hosts: host names, besides those of loopback, under which this listener may be addressed.
+        hosts: host names, besides those of loopback, under which this listener may be addressed; None: any,
+            because it is bound to an address of the network.
 
     Attributes:
         closing: connections are closed after their next answer.
     """
 
-    def __init__(self, receiver: Receiver, max_body_bytes: int, hosts: frozenset[str] = frozenset()) -> None:
+    def __init__(self, receiver: Receiver, max_body_bytes: int, hosts: frozenset[str] | None) -> None:
         self._receiver = receiver
         self._limit = max_body_bytes
-        self._hosts = _LOOPBACK | hosts
+        self._hosts = None if hosts is None else LOOPBACK | hosts
         self.closing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +74,8 @@ class Application:
         )
 
     def _misaddressed(self, headers: list[tuple[bytes, bytes]]) -> Response | None:
+        if self._hosts is None:
+            return None
         # A web page can make a browser send requests to loopback, under a name it controls.
         host = b""
         for name, value in headers:

@@ -69,13 +69,17 @@ def main() -> None:
     requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, requests), daemon=True).start()
     lock = threading.Lock()
+    checked = False
     while (request := requests.get()) is not None:
         channel = Channel(connection, lock)
-        try:
-            verified(bundle, digest)
-        except ManifestError as error:
-            channel.send(_failure(str(error), "ManifestError"))
-            continue
+        if not checked:
+            # Now and not at the start, which may have been long ago: the next thing is the import.
+            try:
+                verified(bundle, digest)
+            except ManifestError as error:
+                channel.send(_failure(str(error), "ManifestError"))
+                continue
+            checked = True
         _run(request, channel)
 
 

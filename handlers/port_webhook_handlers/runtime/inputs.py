@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -82,7 +83,13 @@ def _compile(schema: dict[str, Any]) -> Validate:
     try:
         # Defaults are the handler's business: the stored body stays as it was signed.
         compiled: Validate = fastjsonschema.compile(schema, use_default=False)
-    except (fastjsonschema.JsonSchemaDefinitionException, AttributeError, KeyError, TypeError) as error:
+    except (
+        fastjsonschema.JsonSchemaDefinitionException,
+        re.error,
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:
         raise ValueError(f"inputs_schema is not a JSON Schema: {error}") from error
     return compiled
 

@@ -70,9 +70,11 @@ class Log:
         self(event, error=f"{type(error).__name__}: {error}", place=place, **fields)
 
     def _rotate(self) -> None:
-        if self._path is None or os.fstat(self._descriptor).st_size < _ROTATE_BYTES:
+        if self._path is None or (mine := os.fstat(self._descriptor)).st_size < _ROTATE_BYTES:
             return
-        self._path.replace(self._path.with_name(self._path.name + ".1"))
+        # Another process with the same log may have put it aside already.
+        if os.stat(self._path).st_ino == mine.st_ino:
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
         fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -73,6 +73,14 @@ class Outbox:
         self._lock = threading.Lock()
         self._closed = False
 
+    def warm(self) -> None:
+        """Loads the HTTP client ahead, so that the first report need not wait for it."""
+
+        def load() -> None:
+            import requests  # noqa: F401
+
+        self._threads.submit(load)
+
     def wake(self, run_id: str) -> None:
         """A run has something to report."""
         if self._closed:
@@ -296,7 +304,8 @@ class Outbox:
                 )
             if self._client is None or credentials != self._credentials:
                 self._credentials = credentials
-                # Calls in flight end with the former client, which closes its connections by itself.
+                if self._client is not None:
+                    self._client.close()
                 self._client = PortClient(
                     self._base_url,
                     credentials.client_id,

@@ -74,7 +74,7 @@ class Server:
         Raises:
             StartError: bundle, secrets or ledger cannot be used.
         """
-        from port_webhook_handlers.runtime.asgi import Application
+        from port_webhook_handlers.runtime.asgi import LOOPBACK, Application
         from port_webhook_handlers.runtime.children import ChildPool
         from port_webhook_handlers.runtime.dispatcher import Dispatcher, owner_name
         from port_webhook_handlers.runtime.ledger import Ledger, LedgerError
@@ -116,10 +116,13 @@ class Server:
                 self.metrics,
             )
             self.ledger.open()
+            await self.ledger.waiting()
         except (manifests.ManifestError, SecretFileError, LedgerError, ValueError, OSError) as error:
             raise StartError(str(error)) from error
-        public = urlsplit(config.public_url or "").hostname
-        hosts = frozenset(filter(None, [public, config.host]))
+        hosts: frozenset[str] | None = None
+        if config.host in LOOPBACK:
+            public = urlsplit(config.public_url or "").hostname
+            hosts = frozenset(filter(None, [public]))
         self.application = Application(self.receiver, config.limits.max_body_bytes, hosts)
         self.dispatcher.on_overload = self._overloaded
 
@@ -301,6 +304,7 @@ async def _serve(connection: socket.socket) -> int:
     if "serve" in order:
         http = _http_server(server, config)
         server.pool.warm()
+        server.outbox.warm()
         # A repeat of an interrupted run must not find it as if it were still running.
         await server.dispatcher.recover()
         dispatching = asyncio.ensure_future(server.dispatcher.serve())
