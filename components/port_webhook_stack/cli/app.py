@@ -86,12 +86,14 @@ def down(stack: Stack = "local") -> None:
 @app.command()
 def env() -> None:
     """Print the variables under which plain `pulumi` works on the local stack: eval "$(port-webhook env)"."""
-    from port_webhook_stack.driver import LOCAL_STACK, environment_for
+    from port_webhook_stack.driver import LOCAL_STACK, DriverError, StackDriver, environment_for
     from port_webhook_stack.engine import EngineError, resolve
 
     try:
         engine = resolve(lambda message: None)
-    except EngineError as error:
+        # Plain pulumi does not create a stack that is only a file.
+        StackDriver(Path.cwd(), LOCAL_STACK, engine, lambda message: None)
+    except (EngineError, DriverError) as error:
         fail(str(error))
         raise typer.Exit(1) from error
     for name, value in environment_for(Path.cwd(), LOCAL_STACK, engine).items():
@@ -233,7 +235,6 @@ def _operate(stack: str, operation: Callable[[StackDriver], Outcome]) -> Outcome
 def _stop_local_port(stack: str) -> None:
     """A preview starts local Port but creates no resource that would end it."""
     from port_webhook_localport import control
-
     from port_webhook_stack.cli.connection import state_folder
 
     control.stop(state_folder(Path.cwd(), stack) / "localport")
