@@ -170,6 +170,17 @@ def canonical_entity(body: Mapping[str, Any]) -> Body:
     return _sets(result, "team")
 
 
+def canonical_permissions(body: Mapping[str, Any]) -> Body:
+    """The canonical form of an action's permissions: users, roles and teams are sets."""
+    result: Body = {}
+    for part, value in _known(body).items():
+        if isinstance(value, Mapping):
+            value = _without(_known(value), users=[], roles=[], teams=[], ownedByTeam=False)
+            value = _sets(value, "users", "roles", "teams")
+        result[part] = value
+    return _without(result, execute={}, approve={})
+
+
 def _trigger(trigger: Mapping[str, Any]) -> Body:
     result = _known(trigger)
     condition = result.get("condition")

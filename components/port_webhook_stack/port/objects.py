@@ -68,7 +68,10 @@ class PortObject:
     """The common part; subclasses say what an object looks like and where it is."""
 
     kind: ClassVar[str]
-    """Port's word for it, also the member of replies that holds it."""
+    """Port's word for it."""
+
+    member: ClassVar[str] = ""
+    """The member of replies that holds it; by default it is called like the kind."""
 
     schema: ClassVar[Mapping[str, Any]]
     secrets: ClassVar[frozenset[str]] = frozenset()
@@ -188,7 +191,7 @@ class PortObject:
             reply = ctx.port.request("GET", self.item(id), params=self.fetch_params)
         except PortNotFoundError:
             return None
-        return self.body(reply.get(self.kind, {}))
+        return self.body(reply.get(self.member or self.kind, {}))
 
     def write(self, ctx: Context, id: str, olds: Properties, news: Properties) -> None:
         """Change the object `id` from `olds` to `news`; make it again if somebody deleted it."""

@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, str] = {
     "port-webhook:index:Action": "port_webhook_stack.port.actions:Action",
+    "port-webhook:index:ActionPermissions": "port_webhook_stack.port.permissions:ActionPermissions",
+    "port-webhook:index:ActionPermissions": "port_webhook_stack.port.permissions:ActionPermissions",
     "port-webhook:index:Automation": "port_webhook_stack.port.actions:Automation",
     "port-webhook:index:Blueprint": "port_webhook_stack.port.blueprints:Blueprint",
     "port-webhook:index:Entity": "port_webhook_stack.port.entities:Entity",
     "port-webhook:index:Secret": "port_webhook_stack.port.organization_secrets:Secret",
     "port-webhook:index:Verification": "port_webhook_stack.verification_handler:VerificationHandler",
+    "port-webhook:index:Webhook": "port_webhook_stack.port.ingest_webhooks:Webhook",
     "port-webhook:local:Listener": "port_webhook_stack.listener.local_handler:LocalListenerHandler",
     "port-webhook:local:LocalPort": "port_webhook_stack.port.local_port:LocalPort",
     "port-webhook:local:SecretsStore": "port_webhook_stack.secrets_store.local_handler:LocalSecretsStoreHandler",

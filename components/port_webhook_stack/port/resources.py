@@ -67,6 +67,33 @@ class Action(_PortObject):
         super().__init__("port-webhook:index:Action", name, props, opts)
 
 
+class ActionPermissions(pulumi.CustomResource):
+    """Who may run and who may approve an action.
+
+    A part that is declared (`execute`, `approve`) is managed as a whole; the other one is left alone. They end
+    with the action: removing this resource alone leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        action: pulumi.Input[str],
+        permissions: Mapping[str, Any],
+        *,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """
+        Args:
+            name: Pulumi's name.
+            action: identifier of the action, best the `identifier` of its resource.
+            permissions: Port's `{"execute": {…}, "approve": {…}}`.
+            opts: options of the resource.
+        """
+        super().__init__(
+            "port-webhook:index:ActionPermissions", name, {**permissions, "action": action}, opts
+        )
+
+
 class Automation(_PortObject):
     """An automation."""
 
@@ -196,6 +223,66 @@ class Secret(pulumi.CustomResource):
             **_ownership(adopt, delete_adopted),
         }
         super().__init__("port-webhook:index:Secret", name, props, opts)
+
+
+class ActionPermissions(pulumi.CustomResource):
+    """Who may execute and approve an action or automation. Only the keys that are declared are managed.
+
+    The id for imports is the action's identifier.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        action: pulumi.Input[str],
+        permissions: Definition,
+        *,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """
+        Args:
+            name: Pulumi's name.
+            action: identifier of the action. Take it from the action's resource, so that it exists before.
+            permissions: Port's `{"execute": {…}, "approve": {…}}`; each with any of `users`, `roles`, `teams`
+                and `policy`, `execute` with `ownedByTeam` as well.
+            opts: options of the resource.
+        """
+        super().__init__(
+            "port-webhook:index:ActionPermissions", name, {**_body(permissions), "action": action}, opts
+        )
+
+
+class Webhook(_PortObject):
+    """An ingest webhook: what is posted to its address becomes entities.
+
+    It has nothing to do with the listener, to which Port posts.
+    """
+
+    url: pulumi.Output[str]
+    """Where to post (secret)."""
+
+    def __init__(
+        self,
+        name: str,
+        definition: Definition,
+        *,
+        adopt: bool | None = None,
+        delete_adopted: bool | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """
+        Args:
+            name: Pulumi's name.
+            definition: Port's body of a webhook, with `mappings` and `security`.
+            adopt: take over a webhook that exists already and differs; it is then kept on destroy.
+            delete_adopted: delete it on destroy nevertheless.
+            opts: options of the resource.
+        """
+        body = _body(definition)
+        if body.get("security") is not None:
+            body["security"] = pulumi.Output.secret(body["security"])
+        props = {**body, **_ownership(adopt, delete_adopted), "url": None, "webhookKey": None}
+        super().__init__("port-webhook:index:Webhook", name, props, opts)
 
 
 class LocalPort(pulumi.CustomResource):

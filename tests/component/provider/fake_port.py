@@ -155,6 +155,8 @@ class FakePort:
         return self._object(call)
 
     def _object(self, call: Call) -> Reply:
+        if call.path.endswith("/permissions"):
+            return self._permissions(call)
         parts = [unquote(part) for part in call.path.split("/")[2:]]
         member, name_key, depth = _KINDS[
             parts[0] if len(parts) < 3 or parts[0] == "organization" else parts[2]
@@ -195,6 +197,14 @@ class FakePort:
             del self.objects[key]
             return Reply(200)
         return Reply(200, {"ok": True, member: self._shown(key)})
+
+    def _permissions(self, call: Call) -> Reply:
+        key = call.path.removeprefix("/v1/")
+        if key.removesuffix("/permissions") not in self.objects:
+            return error(404, "not_found")
+        if call.method == "PATCH":
+            self.objects[key] = _merged(self.objects.get(key, {}), call.body)
+        return Reply(200, {"ok": True, "permissions": self.objects.get(key, {})})
 
     def _stamped(self, body: dict[str, Any]) -> dict[str, Any]:
         self._clock += 1

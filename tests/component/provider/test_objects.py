@@ -16,6 +16,7 @@ from port_webhook_stack.port.configuration import Configuration
 from port_webhook_stack.port.entities import Entity
 from port_webhook_stack.port.handler import UNKNOWN, Context, Properties, ProviderError, ResourceHandler
 from port_webhook_stack.port.organization_secrets import Secret
+from port_webhook_stack.port.permissions import ActionPermissions
 
 ACTION: dict[str, Any] = {
     "identifier": "deploy",
@@ -517,3 +518,51 @@ def test_objects_of_a_local_port_that_was_removed_are_gone(
     assert handler.read(gone, "x", state, body) is None
     handler.delete(gone, "x", state)
     assert key in port.objects
+
+
+def test_permissions_are_managed_as_a_whole_and_their_order_is_no_change(
+    port: FakePort, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("port_webhook_stack.port.permissions._APPEAR_SECONDS", 0.01)
+    handler = ActionPermissions()
+    key = "actions/deploy/permissions"
+    port.objects["actions/deploy"] = dict(ACTION)
+    port.objects[key] = {"execute": {"roles": ["Member"], "users": []}, "approve": {"roles": ["Admin"]}}
+    inputs = {"action": "deploy", "execute": {"teams": ["ops", "dev"]}}
+    assert handler.check(ctx, inputs, {}).failures == []
+    port.on(f"PATCH /v1/{key}", error(404, "not_found"))  # Port makes them a moment after the action
+    created = handler.create(ctx, inputs, False)
+    assert port.objects[key]["execute"] == {
+        "users": [],
+        "roles": [],
+        "teams": ["ops", "dev"],
+        "ownedByTeam": False,
+        "policy": None,
+    }
+    assert port.objects[key]["approve"] == {"roles": ["Admin"]}
+
+    port.objects[key]["execute"]["teams"].reverse()
+    seen = handler.read(ctx, created.id, created.outputs, inputs)
+    assert seen is not None
+    assert seen.inputs == inputs
+    port.objects[key]["execute"]["users"] = ["somebody"]
+    seen = handler.read(ctx, created.id, created.outputs, inputs)
+    assert seen is not None
+    assert list(handler.diff(ctx, created.id, seen.outputs, inputs).changes) == ["execute.users"]
+
+    state = handler.update(ctx, created.id, seen.outputs, {**inputs, "execute": {}}, False)
+    assert port.objects[key]["execute"]["teams"] == []
+    handler.delete(ctx, created.id, state)
+    del port.objects["actions/deploy"]
+    assert handler.read(ctx, created.id, state, inputs) is None
+
+
+def test_permissions_are_checked(ctx: Context) -> None:
+    inputs = {"execute": {"team": ["ops"], "users": "me"}, "approve": []}
+    failures = ActionPermissions().check(ctx, inputs, {}).failures
+    assert [failure.property for failure in failures] == [
+        "action",
+        "execute.team",
+        "execute.users",
+        "approve",
+    ]
