@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "port-webhook:index:Action": "port_webhook_stack.port.actions:Action",
     "port-webhook:index:ActionPermissions": "port_webhook_stack.port.permissions:ActionPermissions",
-    "port-webhook:index:ActionPermissions": "port_webhook_stack.port.permissions:ActionPermissions",
     "port-webhook:index:Automation": "port_webhook_stack.port.actions:Automation",
     "port-webhook:index:Blueprint": "port_webhook_stack.port.blueprints:Blueprint",
     "port-webhook:index:Entity": "port_webhook_stack.port.entities:Entity",

@@ -225,33 +225,6 @@ class Secret(pulumi.CustomResource):
         super().__init__("port-webhook:index:Secret", name, props, opts)
 
 
-class ActionPermissions(pulumi.CustomResource):
-    """Who may execute and approve an action or automation. Only the keys that are declared are managed.
-
-    The id for imports is the action's identifier.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        action: pulumi.Input[str],
-        permissions: Definition,
-        *,
-        opts: pulumi.ResourceOptions | None = None,
-    ) -> None:
-        """
-        Args:
-            name: Pulumi's name.
-            action: identifier of the action. Take it from the action's resource, so that it exists before.
-            permissions: Port's `{"execute": {…}, "approve": {…}}`; each with any of `users`, `roles`, `teams`
-                and `policy`, `execute` with `ownedByTeam` as well.
-            opts: options of the resource.
-        """
-        super().__init__(
-            "port-webhook:index:ActionPermissions", name, {**_body(permissions), "action": action}, opts
-        )
-
-
 class Webhook(_PortObject):
     """An ingest webhook: what is posted to its address becomes entities.
 
