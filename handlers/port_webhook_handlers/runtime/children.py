@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from port_webhook_handlers.process import ProcessIdentity
+from port_webhook_handlers.runtime.launch import CHILD_LIBRARIES, python_command, scrubbed_environment
 from port_webhook_handlers.runtime.logs import Log
 
 _MAX_LINE_BYTES: Final = 4 * 1024 * 1024
@@ -23,35 +23,6 @@ _MAX_OUTPUT_BYTES: Final = 64 * 1024
 _IDLE_SECONDS: Final = 60.0
 _MAX_IDLE: Final = 8
 _MAX_RUNS: Final = 100
-_KEPT_VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-
-_BOOT: Final = (
-    "import importlib, sys; sys.path.insert(0, sys.argv[1]); importlib.import_module(sys.argv.pop(2)).main()"
-)
-
-
-def python_command(bundle: Path, cache: Path, module: str, *arguments: str) -> list[str]:
-    """Command that runs a module with the bundle first on the path.
-
-    The environment is ignored (`-I`), and compiled files are kept away from the bundle, where they could stand
-    in for sources that were checked.
-    """
-    return [
-        sys.executable,
-        "-I",
-        "-X",
-        f"pycache_prefix={cache}",
-        "-c",
-        _BOOT,
-        str(bundle),
-        module,
-        *arguments,
-    ]
-
-
-def scrubbed_environment() -> dict[str, str]:
-    """The few variables that programs need; nothing that could hold a credential."""
-    return {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +188,7 @@ class ChildPool:
             command = python_command(
                 self._bundle,
                 self._work / "pycache",
+                CHILD_LIBRARIES,
                 "port_webhook_handlers.runtime.child",
                 str(theirs.fileno()),
                 self._digest,

@@ -22,12 +22,9 @@ from port_webhook_handlers.runtime import manifest as manifests
 from port_webhook_handlers.runtime.config import ConfigError, ListenerConfig
 from port_webhook_handlers.runtime.deployments import end_deployments as end_deployed
 from port_webhook_handlers.runtime.files import write_private
+from port_webhook_handlers.runtime.launch import PROXY_VARIABLES, scrubbed_environment
 from port_webhook_handlers.runtime.places import Places
 
-_KEPT_VARIABLES: Final = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
-)  # fmt: skip
 _POLL_SECONDS: Final = 0.02
 _ASK_SECONDS: Final = 5.0
 
@@ -151,7 +148,7 @@ def _launch(places: Places, config: ListenerConfig) -> None:
     identity = spawn_detached(
         [sys.executable, "-I", "-m", "port_webhook_handlers.runtime.supervisor", str(places.home)],
         log_file=places.log,
-        environment={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+        environment=scrubbed_environment(("HOME", *PROXY_VARIABLES)),
         working_directory=places.home,
     )
 

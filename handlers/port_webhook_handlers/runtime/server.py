@@ -321,7 +321,8 @@ async def _serve(connection: socket.socket) -> int:
         server.application.closing = True
         for accepted in http.servers:
             accepted.close()
-        await asyncio.sleep(_LAST_REQUESTS_SECONDS)
+        if stop is None:
+            await asyncio.sleep(_LAST_REQUESTS_SECONDS)
         http.should_exit = True
         await accepting
         dispatching.cancel()

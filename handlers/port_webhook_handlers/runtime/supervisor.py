@@ -24,16 +24,20 @@ from typing import Any, Final
 from port_webhook_handlers.process import ProcessIdentity, tail
 from port_webhook_handlers.runtime import config as configuration
 from port_webhook_handlers.runtime import manifest as manifests
-from port_webhook_handlers.runtime.children import python_command, scrubbed_environment
 from port_webhook_handlers.runtime.config import ListenerConfig
 from port_webhook_handlers.runtime.deployments import end_deployments
 from port_webhook_handlers.runtime.files import write_private
+from port_webhook_handlers.runtime.launch import (
+    PROXY_VARIABLES,
+    SERVER_LIBRARIES,
+    python_command,
+    scrubbed_environment,
+)
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.places import Places
 
 _BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 _STEADY_SECONDS: Final = 10.0
-_PROXY_VARIABLES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
 class SupervisorError(Exception):
@@ -277,17 +281,17 @@ class Supervisor:
             raise SupervisorError(str(error)) from error
         ours, theirs = socket.socketpair()
         inherited = (theirs.fileno(), listening.fileno())
-        kept = {name: os.environ[name] for name in _PROXY_VARIABLES if name in os.environ}
         try:
             process = subprocess.Popen(
                 python_command(
                     config.bundle,
                     self._places.cache,
+                    SERVER_LIBRARIES,
                     "port_webhook_handlers.runtime.server",
                     str(theirs.fileno()),
                 ),
                 stdin=subprocess.DEVNULL,
-                env={**scrubbed_environment(), **kept},
+                env=scrubbed_environment(PROXY_VARIABLES),
                 cwd=self._places.home,
                 pass_fds=inherited,
             )
