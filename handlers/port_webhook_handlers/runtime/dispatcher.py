@@ -19,7 +19,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,6 +115,7 @@ class Dispatcher:
             for name, route in manifest.routes.items()
             if route.mode == "sync"
         }
+        self._storing: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._draining = False
         self.on_overload: Callable[[bool], None] = lambda overloaded: None
@@ -164,6 +165,9 @@ class Dispatcher:
             await self._ledger.answer(run_id, answer)
         except LedgerError as error:
             self._log("answer not stored", run=run_id, error=str(error))
+            task = asyncio.ensure_future(self._stored(lambda: self._ledger.answer(run_id, answer), run_id))
+            self._storing.add(task)
+            task.add_done_callback(self._storing.discard)
         return answer
 
     async def _take_slots(self, route: str) -> None:
@@ -317,10 +321,10 @@ class Dispatcher:
                         attempt=run.attempt,
                         seconds=round(delay, 1),
                     )
-                    await self._ledger.requeue(run_id, self._clock() + delay)
+                    await self._stored(lambda: self._ledger.requeue(run_id, self._clock() + delay), run_id)
                     return
             final = {"status": outcome.status, "summary": outcome.summary, "link": outcome.link}
-            await self._ledger.finish(run_id, final)
+            await self._stored(lambda: self._ledger.finish(run_id, final), run_id)
             self._ended(run_id, run.route, outcome, began)
             self._outbox.wake(run_id)
         except LedgerError as error:
@@ -332,6 +336,19 @@ class Dispatcher:
                 run_id, {"status": "FAILURE", "summary": "The listener failed; see its log."}
             )
             self._outbox.wake(run_id)
+
+    async def _stored(self, store: Callable[[], Awaitable[object]], run_id: str) -> None:
+        """Stores an outcome, again and again: while this process lives nobody else may decide about the run."""
+        while True:
+            try:
+                await store()
+            except LedgerError as error:
+                self._log("outcome not stored yet", run=run_id, error=str(error))
+                if self._draining:
+                    raise
+                await asyncio.sleep(_TICK_SECONDS)
+            else:
+                return
 
     async def _execute(
         self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float
