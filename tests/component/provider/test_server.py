@@ -21,6 +21,7 @@ from google.protobuf import empty_pb2  # type: ignore[import-untyped]
 from pulumi.runtime.proto import errors_pb2, provider_pb2, provider_pb2_grpc, status_pb2  # noqa: F401
 from tests.component.provider.fake_port import CLIENT_ID, CLIENT_SECRET, Call, FakePort, Reply, error, running
 
+from port_webhook_localport import control
 from port_webhook_stack.port.handler import UNKNOWN, Properties
 from port_webhook_stack.port.provider import REGISTRY
 from port_webhook_stack.port.wire import Secrets, decode, encode
@@ -313,8 +314,17 @@ def test_it_ends_with_the_engine(tmp_path: Path) -> None:
         engine.stdout.close()
 
 
-def test_a_local_port_starts_with_the_configuration_and_ends_with_its_resource(tmp_path: Path) -> None:
-    home = tmp_path / ".state" / "test" / "localport"
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a local Port that does not outlive a failed test."""
+    folder = tmp_path / ".state" / "test" / "localport"
+    yield folder
+    control.stop(folder)
+
+
+def test_a_local_port_starts_with_the_configuration_and_ends_with_its_resource(
+    tmp_path: Path, home: Path
+) -> None:
     with plugin_in(tmp_path) as plugin:
         inputs = plugin.configure(region="local")
         endpoint = json.loads((home / "endpoint.json").read_text())
