@@ -5,24 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pulumi
-from port_webhook_handlers.bundle import Bundle, BundleError, build
 
+from port_webhook_handlers.bundle import Bundle, BundleError, build
+from port_webhook_handlers.port.names import resolve_urls, route_path
 from port_webhook_handlers.port.regions import API_BASE_URLS
-from port_webhook_stack.errors import DefinitionsError, SettingsError, StackError
+from port_webhook_stack.definitions import by_identifier, check, gather, with_suffix
+from port_webhook_stack.errors import SettingsError, StackError
 from port_webhook_stack.listener.local import LocalListener
-from port_webhook_stack.port.resources import Action, Automation, Blueprint, Entity, LocalPort, Secret
+from port_webhook_stack.organisation import look_up
+from port_webhook_stack.port.resources import (
+    Action,
+    ActionPermissions,
+    Automation,
+    Blueprint,
+    Definition,
+    Entity,
+    LocalPort,
+    Secret,
+)
 from port_webhook_stack.secrets_store.local import LocalSecretsStore
 from port_webhook_stack.settings import MODULE, Settings
 from port_webhook_stack.verification import Verification
-
-ROUTE_PREFIX = "route:"
-PORT_API_PREFIX = "port-api:"
-
-Definition = Mapping[str, Any]
-"""Body of an action or automation as Port's API takes it."""
 
 
 class WebhookStack(pulumi.ComponentResource):
@@ -37,8 +42,8 @@ class WebhookStack(pulumi.ComponentResource):
     digest: str
     """Digest of the bundle of handlers."""
 
-    definitions: Mapping[str, Definition]
-    """Bodies of all actions and automations by identifier, URLs still symbolic."""
+    definitions: Mapping[str, Mapping[str, Any]]
+    """Bodies of all actions and automations by their identifier in Port, URLs still symbolic."""
 
     def __init__(
         self,
@@ -57,7 +62,9 @@ class WebhookStack(pulumi.ComponentResource):
             blueprints: bodies of the blueprints that handlers and definitions use; created or only checked,
                 as `settings.blueprints` says. One that has a relation comes after the one it points at.
             entities: entities to create, each with its `blueprint`.
-            definitions: actions and automations beside those of the handlers.
+            definitions: actions and automations beside those of the handlers and of the files that
+                `settings.definitions` names; Port's bodies, or typed. `route:NAME` as a URL means a route of the
+                listener, `port-api:/v1/…` Port's own API.
             opts: options of the component.
 
         Raises:
@@ -65,8 +72,8 @@ class WebhookStack(pulumi.ComponentResource):
         """
         bundle = _build(settings)
         _require_secrets(settings, bundle)
-        self.definitions = _merge(bundle.definitions, definitions)
-        _lint(settings, self.definitions, blueprints, bundle)
+        bodies = _bodies(settings, bundle, blueprints, definitions)
+        self.definitions = {body["identifier"]: body for body in bodies.values()}
 
         super().__init__("port-webhook:index:WebhookStack", name, {}, opts)
         self._name = name
@@ -124,7 +131,7 @@ class WebhookStack(pulumi.ComponentResource):
             Secret(f"{name}-secret-{secret}", secret, value, opts=self._child(before))
             for secret, value in settings.port_secrets.items()
         ]
-        self._actions([*proof, *catalogue, *port_secrets, *before])
+        self._actions(bodies, bundle.permissions, [*proof, *catalogue, *port_secrets, *before])
         self.register_outputs({"url": self.url, "digest": self.digest})
 
     def _child(self, depends_on: Sequence[pulumi.Resource] = ()) -> pulumi.ResourceOptions:
@@ -169,24 +176,40 @@ class WebhookStack(pulumi.ComponentResource):
             if body["blueprint"] == blueprint
         ]
 
-    def _actions(self, depends_on: Sequence[pulumi.Resource]) -> None:
-        for identifier, body in self.definitions.items():
+    def _actions(
+        self,
+        bodies: Mapping[str, Mapping[str, Any]],
+        permissions: Mapping[str, Mapping[str, Any]],
+        depends_on: Sequence[pulumi.Resource],
+    ) -> None:
+        disabled = self._settings.lint_disabled or None
+        # Pulumi's names are without the suffix, so that another suffix renames in place.
+        for name, body in bodies.items():
             kind = Automation if body.get("trigger", {}).get("type") == "automation" else Action
             noun = "automation" if kind is Automation else "action"
-            kind(f"{self._name}-{noun}-{identifier}", self._resolve(body), opts=self._child(depends_on))
+            action = kind(
+                f"{self._name}-{noun}-{name}",
+                self._resolve(body),
+                lint_disabled=disabled,
+                opts=self._child(depends_on),
+            )
+            if name in permissions:
+                ActionPermissions(
+                    f"{self._name}-permissions-{name}",
+                    action.identifier,
+                    permissions[name],
+                    opts=self._child([action]),
+                )
 
-    def _resolve(self, body: Definition) -> dict[str, Any]:
+    def _resolve(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Puts addresses in place of symbolic ones."""
-        method = dict(body.get("invocationMethod", {}))
-        url = method.get("url")
-        if isinstance(url, str) and url.startswith(ROUTE_PREFIX):
-            path = f"/webhooks/{quote(url.removeprefix(ROUTE_PREFIX), safe='')}"
-            method["url"] = pulumi.Output.concat(self.url, path)
-        elif isinstance(url, str) and url.startswith(PORT_API_PREFIX):
-            # Local Port recognises this address as its own, so its real one, which can move, is not in the state.
-            base = API_BASE_URLS.get(self._settings.region or "", self._settings.base_url)
-            method["url"] = f"{base or API_BASE_URLS['eu']}{url.removeprefix(PORT_API_PREFIX)}"
-        return {**body, "invocationMethod": method}
+        # Local Port recognises this address as its own, so its real one, which can move, is not in the state.
+        base = API_BASE_URLS.get(self._settings.region or "", self._settings.base_url) or API_BASE_URLS["eu"]
+        return resolve_urls(
+            body,
+            route=lambda name: pulumi.Output.concat(self.url, route_path(name)),
+            port_api=lambda path: f"{base}{path}",
+        )
 
 
 def _build(settings: Settings) -> Bundle:
@@ -217,33 +240,21 @@ def _require_secrets(settings: Settings, bundle: Bundle) -> None:
                 )
 
 
-def _merge(ours: Mapping[str, Definition], others: Sequence[Definition]) -> dict[str, Definition]:
-    merged = dict(ours)
-    for body in others:
-        identifier = str(body.get("identifier", ""))
-        if not identifier:
-            raise DefinitionsError("a definition has no identifier: every action and automation needs one")
-        if identifier in merged:
-            raise DefinitionsError(f"{identifier}: two definitions have this identifier; rename one of them")
-        merged[identifier] = body
-    return merged
-
-
-def _lint(
+def _bodies(
     settings: Settings,
-    definitions: Mapping[str, Definition],
-    blueprints: Sequence[Mapping[str, Any]],
     bundle: Bundle,
-) -> None:
-    for identifier, body in definitions.items():
-        url = body.get("invocationMethod", {}).get("url")
-        if isinstance(url, str) and url.startswith(ROUTE_PREFIX):
-            route = url.removeprefix(ROUTE_PREFIX)
-            if route not in bundle.routes:
-                raise DefinitionsError(
-                    f"{identifier}: invocationMethod.url: the listener has no route {route!r}; "
-                    f"its routes: {', '.join(sorted(bundle.routes))}"
-                )
+    blueprints: Sequence[Mapping[str, Any]],
+    definitions: Sequence[Definition],
+) -> dict[str, dict[str, Any]]:
+    """All definitions as Port gets them, by the identifiers that they were written with."""
+    declared = gather(settings, bundle, definitions)
+    organisation = look_up(settings, pulumi.log.info) if pulumi.runtime.is_dry_run() else None
+    warnings = check(
+        declared, settings, blueprints=blueprints, routes=bundle.routes, organisation=organisation
+    )
+    for warning in warnings:
+        pulumi.log.warn(str(warning))
+    return with_suffix(by_identifier(declared), settings.identifier_suffix)
 
 
 def _organisation(settings: Settings, local_port: LocalPort | None) -> dict[str, pulumi.Input[str]]:

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from port_webhook_localport import actions, admin, agent, blueprints, entities, execution, organization, runs
+from port_webhook_localport import (
+    actions,
+    admin,
+    agent,
+    blueprints,
+    entities,
+    execution,
+    organization,
+    runs,
+    webhooks,
+)
 from port_webhook_localport.port import Port
 from port_webhook_localport.web import Call, Reply, not_supported
 
@@ -35,6 +45,11 @@ _V1: list[tuple[str, str, Handler]] = [
     ("GET", "/organization/secrets/{name}", organization.get_secret),
     ("PATCH", "/organization/secrets/{name}", organization.patch_secret),
     ("DELETE", "/organization/secrets/{name}", organization.delete_secret),
+    ("POST", "/webhooks", webhooks.create),
+    ("GET", "/webhooks", webhooks.list_all),
+    ("GET", "/webhooks/{webhook}", webhooks.get),
+    ("PUT", "/webhooks/{webhook}", webhooks.put),
+    ("DELETE", "/webhooks/{webhook}", webhooks.delete),
     ("GET", "/kafka-credentials", organization.kafka_credentials),
     ("POST", "/blueprints", blueprints.create),
     ("GET", "/blueprints", blueprints.list_all),

@@ -249,6 +249,47 @@ PERMISSIONS = closed(
     approve=closed("", users=STRINGS, roles=STRINGS, teams=STRINGS, policy=_POLICY),
 )
 
+WEBHOOK = closed(
+    "",
+    identifier=IDENTIFIER,
+    title=STRING,
+    icon=STRING,
+    description=STRING,
+    enabled=BOOLEAN,
+    security=closed(
+        "",
+        secret=STRING,
+        signatureHeaderName=STRING,
+        signatureAlgorithm=STRING,
+        signaturePrefix=STRING,
+        requestIdentifierPath=STRING,
+    ),
+    mappings={
+        "type": "array",
+        "items": closed(
+            "blueprint entity",
+            blueprint=STRING,
+            filter=STRING,
+            itemsToParse=STRING,
+            operation={
+                "anyOf": [
+                    one_of("create", "delete"),
+                    closed("type", type=one_of("create", "delete"), deleteDependents=BOOLEAN),
+                ]
+            },
+            entity=closed(
+                "identifier",
+                identifier={},
+                title=STRING,
+                icon=STRING,
+                team={},
+                properties=OBJECT,
+                relations=OBJECT,
+            ),
+        ),
+    },
+)
+
 AUTHENTICATION = closed("clientId clientSecret", clientId=STRING, clientSecret=STRING)
 ORGANIZATION = closed("", name={"type": "string", "minLength": 1}, settings=OBJECT)
 _SECRET_DESCRIPTION: Schema = {"type": "string", "maxLength": 200}

@@ -32,6 +32,7 @@ CREATE INDEX IF NOT EXISTS timers_due ON timers (due);
 CREATE TABLE IF NOT EXISTS actions (identifier TEXT PRIMARY KEY, doc TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS actions_trigger ON actions (json_extract(doc, '$.trigger.type'));
 CREATE TABLE IF NOT EXISTS permissions (action TEXT PRIMARY KEY, doc TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS webhooks (identifier TEXT PRIMARY KEY, doc TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL, doc TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, action TEXT NOT NULL,
@@ -51,6 +52,7 @@ _TABLES = [
     "timers",
     "actions",
     "permissions",
+    "webhooks",
     "secrets",
     "runs",
     "run_logs",

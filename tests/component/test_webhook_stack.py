@@ -9,10 +9,17 @@ from typing import Any
 
 import pulumi
 import pytest
+from tests.fixtures_localport import LocalPort, local_port
 
 from port_webhook_handlers.bundled.deploy import blueprints
+from port_webhook_handlers.port import Action as PortAction
+from port_webhook_handlers.port import Webhook as PortWebhook
+from port_webhook_handlers.port import self_service
+from port_webhook_handlers.port.envelope import action_webhook
 from port_webhook_stack import DefinitionsError, Settings, SettingsError, StackError, WebhookStack
 from port_webhook_stack.settings import parse
+
+__all__ = ["local_port"]
 
 CLIENT_SECRET = "planted-client-secret"
 
@@ -188,6 +195,86 @@ def test_ports_own_api_is_called_in_the_region_of_the_stack(run: Callable[..., M
     assert mocks.registered["w-automation-notify"].inputs["invocationMethod"]["url"] == (
         "https://api.us.getport.io/v1/actions/deploy_microservice/runs?run_as=a@example.com"
     )
+
+
+def definition(identifier: str = "greet", **method: Any) -> dict[str, Any]:
+    return {
+        "identifier": identifier,
+        "trigger": {"type": "self-service", "operation": "CREATE", "userInputs": {"properties": {}}},
+        "invocationMethod": {"type": "WEBHOOK", "url": "https://hooks.example.com", **method},
+    }
+
+
+def test_definitions_may_be_typed_bodies_or_files(tmp_path: Path, run: Callable[..., Mocks]) -> None:
+    (tmp_path / "port").mkdir()
+    text = json.dumps([definition("in_a_file", url="route:deploy_microservice")])
+    (tmp_path / "port" / "actions.json").write_text(text, encoding="utf-8")
+    typed = PortAction(
+        "typed", trigger=self_service("CREATE"), invocation_method=PortWebhook("https://t.example")
+    )
+    mocks = run({"definitions": ["port/*.json"]}, definitions=[typed, definition("body")])
+    assert {"w-action-typed", "w-action-body", "w-action-in_a_file"} <= mocks.registered.keys()
+    url = mocks.registered["w-action-in_a_file"].inputs["invocationMethod"]["url"]
+    assert url == "http://127.0.0.1:4000/webhooks/deploy_microservice"
+
+
+def test_the_agent_gets_the_address_at_both_places(run: Callable[..., Mocks]) -> None:
+    webhook = action_webhook("deploy_microservice", agent=True).to_body()
+    mocks = run(definitions=[{**definition("by_agent"), "invocationMethod": webhook}])
+    method = mocks.registered["w-action-by_agent"].inputs["invocationMethod"]
+    inner = method["body"]["payload"]["action"]["invocationMethod"]["url"]
+    assert method["url"] == inner == "http://127.0.0.1:4000/webhooks/deploy_microservice"
+
+
+def test_environments_that_share_an_organisation_differ_in_a_suffix(run: Callable[..., Mocks]) -> None:
+    mocks = run({"identifierSuffix": "-dev"}, blueprints=[blueprints.SERVICE, blueprints.DEPLOYMENT])
+    action = mocks.registered["w-action-deploy_microservice"].inputs
+    assert action["identifier"] == "deploy_microservice-dev"
+    assert action["invocationMethod"]["body"]["port_context"]["action"] == "deploy_microservice"
+    assert action["invocationMethod"]["url"].endswith("/webhooks/deploy_microservice")
+    assert mocks.registered["w-blueprint-service"].inputs["identifier"] == "service"
+
+
+def test_permissions_of_a_handler_become_a_resource(tmp_path: Path, run: Callable[..., Mocks]) -> None:
+    (tmp_path / "guarded.py").write_text(
+        "from port_webhook_handlers.sdk import Run, Success, action\n\n\n"
+        '@action("guarded", title="G", operation="CREATE", permissions={"execute": {"teams": ["ops"]}})\n'
+        "def handle(run: Run) -> Success:\n    return Success()\n",
+        encoding="utf-8",
+    )
+    mocks = run({"handlers": ["guarded.py"]})
+    permissions = mocks.registered["w-permissions-guarded"]
+    assert permissions.typ == "port-webhook:index:ActionPermissions"
+    assert permissions.inputs == {"action": "guarded", "execute": {"teams": ["ops"]}}
+    assert mocks.order.index("w-action-guarded") < mocks.order.index("w-permissions-guarded")
+
+
+def test_what_lint_is_told_to_leave_out_the_provider_leaves_out_too(run: Callable[..., Mocks]) -> None:
+    mocks = run({"lintDisabled": ["PW101"]}, definitions=[{**definition(), "owner": "me"}])
+    assert mocks.registered["w-action-greet"].inputs["lintDisabled"] == ["PW101"]
+    assert "lintDisabled" not in run().registered["w-action-deploy_microservice"].inputs
+
+
+def test_a_preview_checks_against_port_and_registers_nothing_wrong(
+    tmp_path: Path, local_port: LocalPort
+) -> None:
+    settings = make_settings(
+        tmp_path,
+        {"listener": {"publicUrl": "https://h.example"}},
+        {
+            "baseUrl": local_port.url,
+            "clientId": local_port.client_id,
+            "clientSecret": local_port.client_secret,
+        },
+    )
+    body = definition(headers={"A": "{{ .secrets.HOOK_TOKEN }}"})
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="port-webhook-stack", stack="dev", preview=True)
+    with pytest.raises(DefinitionsError) as caught:
+        WebhookStack("w", settings, definitions=[body])
+    assert "greet: invocationMethod.headers.A: reads the secret 'HOOK_TOKEN'" in str(caught.value)
+    assert "names the blueprint 'service', which does not exist" in str(caught.value)
+    assert mocks.registered == {}
 
 
 @pytest.mark.parametrize(
