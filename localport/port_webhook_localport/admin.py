@@ -9,6 +9,7 @@
 | `GET /runs/{run}` | a run with its chain of automations, its entities and the state of its delivery |
 | `POST /edit` | a change or deletion behind the API's back, as in Port's UI |
 | `POST /expire-token` | ends the live token |
+| `POST /rotate-secret` | one `step` of a rotation of the client secret: `stage`, `activate`, `retire` |
 | `PUT /kafka` | what `GET /v1/kafka-credentials` answers |
 | `POST /reset` | forgets everything but who it is |
 """
@@ -43,6 +44,11 @@ _EDIT = closed(
     blueprint=STRING,
     patch=schemas.OBJECT,
     delete=BOOLEAN,
+)
+_ROTATION = closed(
+    "step",
+    step=one_of("stage", "activate", "retire"),
+    overlapSeconds={"type": "number", "minimum": 0},
 )
 _KAFKA = closed("brokers username password", brokers=schemas.STRINGS, username=STRING, password=STRING)
 
@@ -129,6 +135,24 @@ def put_kafka(port: Port, call: Call) -> Reply:
     check(_KAFKA, call.body)
     port.kafka = call.body
     return Reply({})
+
+
+def rotate_secret(port: Port, call: Call) -> Reply:
+    """Changes the client secret in steps, so that a listener can know the new one before it signs.
+
+    The reply holds no secret: the starter reads it from the folder of this local Port.
+    """
+    check(_ROTATION, call.body)
+    known = port.credentials
+    match call.body["step"]:
+        case "stage":
+            port.change_credentials(known.stage())
+        case "activate":
+            port.change_credentials(known.activate(call.body.get("overlapSeconds", 0)))
+        case _:
+            # Nobody may be left without a secret that signs.
+            port.change_credentials(known.activate(0).retire())
+    return Reply({"staged": port.credentials.is_staged})
 
 
 def reset(port: Port, call: Call) -> Reply:

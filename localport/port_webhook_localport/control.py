@@ -1,7 +1,7 @@
 """Start, find and stop the local Port of a folder.
 
-Standard library and psutil only, so that a deployment program can import it cheaply; the server runs in
-a process of its own.
+Standard library and psutil only (and cryptography, once credentials are read), so that a deployment program can
+import it cheaply; the server runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ import fcntl
 import http.client
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from port_webhook_handlers.process import ProcessIdentity, spawn_detached, tail
 from port_webhook_localport.home import Home, LocalPortError
 
-__all__ = ["Endpoint", "LocalPortError", "ensure_running", "status", "stop"]
+__all__ = ["Endpoint", "LocalPortError", "ensure_running", "remove", "rotate_secret", "status", "stop"]
 
 START_TIMEOUT_SECONDS = 20.0
+
+RotationStep = Literal["stage", "activate", "retire"]
+
 # Expressions of a definition can read the environment of the server, so it gets no more than it needs.
 _ENVIRONMENT = (
     "PATH",
@@ -32,6 +37,7 @@ _ENVIRONMENT = (
     "TZ",
     "TMPDIR",
     "PYTHONPATH",
+    "XDG_STATE_HOME",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
@@ -43,7 +49,7 @@ class Endpoint:
 
     Attributes:
         url: base URL without a trailing slash, `http://127.0.0.1:<port>`.
-        client_id, client_secret: credentials of its API.
+        client_id, client_secret: credentials of its API; the newest secret, in a rotation.
         admin_token: bearer token of its `/_local` routes.
         pid: process id of the server.
     """
@@ -73,15 +79,16 @@ def ensure_running(home: Path) -> Endpoint:
     with _locked(place.start_lock):
         running = _find(place)
         if running is not None:
-            return running.endpoint
+            return running.endpoint(place)
         _end_unresponsive(place)
         return _start(place)
 
 
 def status(home: Path) -> Endpoint | None:
     """The local Port of a folder if it runs and answers, else None."""
-    running = _find(Home(home.absolute()))
-    return running.endpoint if running else None
+    place = Home(home.absolute())
+    running = _find(place)
+    return running.endpoint(place) if running else None
 
 
 def stop(home: Path) -> bool:
@@ -102,15 +109,58 @@ def stop(home: Path) -> bool:
         return ended
 
 
+def remove(home: Path) -> None:
+    """Ends the local Port of a folder and removes the folder and the key of its credentials."""
+    stop(home)
+    Home(home.absolute()).forget_key()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def rotate_secret(home: Path, step: RotationStep, overlap_seconds: float = 0) -> Endpoint:
+    """One step of a rotation of the client secret, at a local Port that runs.
+
+    Args:
+        home: folder of its state.
+        step: `stage` makes a new secret, which gets access tokens at once; `activate` signs with it from now on;
+            `retire` ends the former one. Each may be repeated.
+        overlap_seconds: how long the former secret gets access tokens after `activate`.
+
+    Raises:
+        LocalPortError: it does not run, or refused.
+    """
+    endpoint = status(home)
+    if endpoint is None:
+        raise LocalPortError(f"Local Port of {home} does not run. Start it first")
+    host, _, port = endpoint.url.removeprefix("http://").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    try:
+        body = json.dumps({"step": step, "overlapSeconds": overlap_seconds})
+        headers = {"authorization": f"Bearer {endpoint.admin_token}"}
+        connection.request("POST", "/_local/rotate-secret", body, headers)
+        reply = connection.getresponse()
+        if reply.status != 200:
+            raise LocalPortError(f"Local Port of {home} refused the rotation: {reply.read(4096)!r}")
+    except (OSError, http.client.HTTPException) as error:
+        raise LocalPortError(f"Local Port of {home} does not answer: {error}") from error
+    finally:
+        connection.close()
+    return ensure_running(home)
+
+
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    endpoint: Endpoint
+    url: str
     identity: ProcessIdentity
     nonce: str
 
+    def endpoint(self, place: Home) -> Endpoint:
+        """With the credentials, which are read anew: they change in a rotation."""
+        known = place.credentials()
+        return Endpoint(self.url, known.client_id, known.client_secret, known.admin_token, self.identity.pid)
+
     def answers(self, timeout_seconds: float) -> bool:
         """Whether the server at the recorded address is the recorded one."""
-        host, _, port = self.endpoint.url.removeprefix("http://").rpartition(":")
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=timeout_seconds)
         try:
             connection.request("GET", "/_local/health")
@@ -125,14 +175,8 @@ class _Recorded:
 def _recorded(place: Home) -> _Recorded | None:
     try:
         record = json.loads(place.endpoint_file.read_text(encoding="utf-8"))
-        endpoint = Endpoint(
-            record["url"],
-            record["client_id"],
-            record["client_secret"],
-            record["admin_token"],
-            record["pid"],
-        )
-        return _Recorded(endpoint, ProcessIdentity(record["pid"], record["start_time"]), record["nonce"])
+        identity = ProcessIdentity(record["pid"], record["start_time"])
+        return _Recorded(record["url"], identity, record["nonce"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -164,7 +208,7 @@ def _start(place: Home) -> Endpoint:
     while time.monotonic() < deadline:
         recorded = _recorded(place)
         if recorded is not None and recorded.identity.pid == identity.pid and recorded.answers(2.0):
-            return recorded.endpoint
+            return recorded.endpoint(place)
         if not identity.is_alive():
             break
         time.sleep(0.02)

@@ -127,7 +127,7 @@ async def _send(port: Port, run: runstate.Run, webhook: invocations.Webhook) -> 
         headers = [(name, value) for name, value in headers if name.lower() != "authorization"]
         token, _ = port.tokens.issue(port.organization_id, port.settings.token_lifetime_seconds)
         headers += [("Authorization", f"Bearer {token}"), (ORIGIN_HEADER, f"{port.origin_key}:{run.id}")]
-    timestamp, signature = _signed(port.credentials.client_secret, body or b"", fault)
+    timestamp, signature = _signed(port.credentials.signing_secret, body or b"", fault)
     headers.append(("x-port-timestamp", timestamp))
     if signature is not None:
         headers.append(("x-port-signature", signature))

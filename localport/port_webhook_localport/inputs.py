@@ -111,7 +111,7 @@ def _is_jq(value: Any) -> bool:
 def _encrypt(port: Port, how: Any, value: Any) -> str:
     plaintext = value if isinstance(value, str) else compact(value)
     if how == "aes256-gcm":
-        return encryption.encrypt_input(plaintext, port.credentials.client_secret)
+        return encryption.encrypt_input(plaintext, port.credentials.signing_secret)
     return encryption.encrypt_client_side(plaintext, how["key"])
 
 

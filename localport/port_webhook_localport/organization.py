@@ -25,8 +25,7 @@ def authenticate(port: Port, call: Call) -> Reply:
     check(schemas.AUTHENTICATION, call.body)
     known = port.credentials
     id_matches = hmac.compare_digest(call.body["clientId"].encode(), known.client_id.encode())
-    secret_matches = hmac.compare_digest(call.body["clientSecret"].encode(), known.client_secret.encode())
-    if not (id_matches and secret_matches):
+    if not (known.accepts(call.body["clientSecret"]) and id_matches):
         raise ApiError(401, "unauthorized", "clientId or clientSecret is wrong")
     token, expires_in = port.tokens.issue(port.organization_id, port.settings.token_lifetime_seconds)
     return Reply({"accessToken": token, "expiresIn": expires_in, "tokenType": "Bearer"})

@@ -59,6 +59,7 @@ class Port:
     def __init__(self, store: Store, credentials: Credentials) -> None:
         self.store = store
         self.credentials = credentials
+        self.keep_credentials: Callable[[Credentials], None] = lambda changed: None
         self.tokens = Tokens(store, credentials)
         self.settings = Settings()
         self.faults = Faults()
@@ -96,6 +97,11 @@ class Port:
             }
             self.store.set_meta("organization", document)
         return document
+
+    def change_credentials(self, changed: Credentials) -> None:
+        """Works with other credentials from now on, also after a restart."""
+        self.keep_credentials(changed)
+        self.credentials = changed
 
     def secret_values(self) -> dict[str, str]:
         """Every organisation secret in clear text; only for an invocation that is being sent."""

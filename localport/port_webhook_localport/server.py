@@ -50,6 +50,7 @@ def _serve(home: Home) -> None:
     listening = _listen(home)
     store = Store(home.database)
     port = Port(store, credentials)
+    port.keep_credentials = home.save
     port.base_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     nonce = secrets.token_hex(16)
     config = uvicorn.Config(
@@ -110,8 +111,6 @@ def _record(credentials: Credentials, url: str, nonce: str) -> str:
         {
             "url": url,
             "client_id": credentials.client_id,
-            "client_secret": credentials.client_secret,
-            "admin_token": credentials.admin_token,
             "pid": identity.pid,
             "start_time": identity.start_time,
             "nonce": nonce,

@@ -14,10 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import requests
 import yaml
+
+from port_webhook_localport import control
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("Pulumi.yaml", "__main__.py", "stacks", "examples")
@@ -124,10 +127,11 @@ class Project:
 
     def endpoint(self) -> dict[str, Any]:
         """Address and credentials of the local Port."""
-        found: dict[str, Any] = json.loads(
-            (self.state / "localport" / "endpoint.json").read_text(encoding="utf-8")
-        )
-        return found
+        with mock.patch.dict(os.environ, {"XDG_STATE_HOME": str(self.user_state)}):
+            found = control.status(self.state / "localport")
+        if found is None:
+            raise FileNotFoundError("local Port does not run")
+        return {name: getattr(found, name) for name in ("url", "client_id", "client_secret", "admin_token")}
 
     def port(self, method: str, path: str, **options: Any) -> Any:
         """Calls the local Port's API as an administrator of the organisation would."""

@@ -77,7 +77,7 @@ def down(stack: Stack = "local") -> None:
     from port_webhook_stack.driver import LOCAL_STACK, forget_backend
 
     _operate(stack, lambda driver: driver.destroy())
-    _stop_local_port(stack)
+    _remove_local_port(stack)
     shutil.rmtree(state_folder(Path.cwd(), stack), ignore_errors=True)
     if stack == LOCAL_STACK:
         forget_backend(Path.cwd())
@@ -232,12 +232,12 @@ def _operate(stack: str, operation: Callable[[StackDriver], Outcome]) -> Outcome
     return outcome
 
 
-def _stop_local_port(stack: str) -> None:
+def _remove_local_port(stack: str) -> None:
     """A preview starts local Port but creates no resource that would end it."""
     from port_webhook_localport import control
     from port_webhook_stack.cli.connection import state_folder
 
-    control.stop(state_folder(Path.cwd(), stack) / "localport")
+    control.remove(state_folder(Path.cwd(), stack) / "localport")
 
 
 def _changes(changes: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,9 +64,7 @@ class LocalPort:
             return
         from port_webhook_localport import control
 
-        home = ctx.state_dir / FOLDER
-        control.stop(home)
-        shutil.rmtree(home, ignore_errors=True)
+        control.remove(ctx.state_dir / FOLDER)
 
 
 def _outputs(ctx: Context) -> Properties:

@@ -327,12 +327,12 @@ def test_a_local_port_starts_with_the_configuration_and_ends_with_its_resource(
 ) -> None:
     with plugin_in(tmp_path) as plugin:
         inputs = plugin.configure(region="local")
-        endpoint = json.loads((home / "endpoint.json").read_text())
-        assert inputs == {"region": "local", "stateDir": ".state/test", "clientId": endpoint["client_id"]}
+        endpoint = control.ensure_running(home)
+        assert inputs == {"region": "local", "stateDir": ".state/test", "clientId": endpoint.client_id}
         created = plugin.create("local:LocalPort", {})
         secrets = Secrets()
         outputs = decode(created.properties, secrets)
-        assert outputs == {"clientId": endpoint["client_id"], "clientSecret": endpoint["client_secret"]}
+        assert outputs == {"clientId": endpoint.client_id, "clientSecret": endpoint.client_secret}
         assert secrets.paths == {("clientSecret",)}
         assert plugin.create("index:Action", ACTION).id == "deploy"
 

@@ -15,9 +15,12 @@ import psutil
 import pytest
 import requests
 from tests.fixtures_localport import LocalPort, eventually
+from tests.unit.localport.definitions import action
+from tests.unit.localport.webhook import Webhook
 
 from port_webhook_localport import control
 from port_webhook_localport.control import Endpoint, LocalPortError
+from port_webhook_localport.signature import sign
 
 
 def test_nothing_runs_in_a_new_folder(tmp_path: Path) -> None:
@@ -71,7 +74,11 @@ def test_files_are_private_and_the_command_line_holds_no_secret(own_local_port: 
         assert secret not in arguments
         assert secret not in repr(endpoint)
     record = json.loads((home / "endpoint.json").read_text())
-    assert {"url", "client_id", "client_secret", "admin_token", "pid", "start_time", "nonce"} == set(record)
+    assert {"url", "client_id", "pid", "start_time", "nonce"} == set(record)
+    for file in home.iterdir():
+        content = file.read_bytes()
+        assert endpoint.client_secret.encode() not in content, file
+        assert endpoint.admin_token.encode() not in content, file
 
 
 def test_a_taken_port_is_replaced_and_the_log_says_so(own_local_port: LocalPort) -> None:
@@ -100,8 +107,7 @@ def test_another_process_with_the_recorded_id_is_left_alone(own_local_port: Loca
     control.stop(own_local_port.home)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as bystander:
         record = {
-            "url": own_local_port.url, "client_id": "a", "client_secret": "b", "admin_token": "c",
-            "pid": bystander.pid, "start_time": time.time() - 1000, "nonce": "n",
+            "url": own_local_port.url, "client_id": "a", "pid": bystander.pid, "start_time": time.time() - 1000, "nonce": "n",
         }  # fmt: skip
         (own_local_port.home / "endpoint.json").write_text(json.dumps(record))
         assert control.stop(own_local_port.home) is False
@@ -113,6 +119,69 @@ def test_a_start_that_fails_shows_the_log(tmp_path: Path) -> None:
     (tmp_path / "state.sqlite3").write_text("this is not a database, and long enough to be seen as damaged")
     with pytest.raises(LocalPortError, match="file is not a database"):
         control.ensure_running(tmp_path)
+
+
+def test_credentials_need_their_key(own_local_port: LocalPort) -> None:
+    home = own_local_port.home
+    name = json.loads((home / "credentials.json").read_text())["key"]
+    key = Path(os.environ["XDG_STATE_HOME"]) / "port-webhook-stack" / f"localport-{name}.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    kept = key.read_text()
+    key.unlink()
+    with pytest.raises(LocalPortError, match="is missing"):
+        control.status(home)
+    key.write_text(kept)
+    assert control.status(home) == own_local_port.endpoint
+    control.remove(home)
+    assert not home.exists()
+    assert not key.exists()
+
+
+def token_status(local_port: LocalPort, client_secret: str) -> int:
+    body = {"clientId": local_port.client_id, "clientSecret": client_secret}
+    return local_port.request("POST", "/v1/auth/access_token", body, headers={}).status_code
+
+
+def test_a_rotation_in_steps(own_local_port: LocalPort, webhook: Webhook) -> None:
+    home, old = own_local_port.home, own_local_port.client_secret
+    own_local_port.api("POST", "/actions", action("x", webhook.url))
+
+    def signed_with(secret: str) -> bool:
+        own_local_port.execute("x")
+        eventually(lambda: webhook.received)
+        request = webhook.received.pop()
+        timestamp = request.headers["x-port-timestamp"]
+        return request.headers["x-port-signature"] == sign(secret, timestamp, request.body)
+
+    new = control.rotate_secret(home, "stage").client_secret
+    assert new != old
+    assert control.rotate_secret(home, "stage").client_secret == new
+    assert (token_status(own_local_port, old), token_status(own_local_port, new)) == (200, 200)
+    assert signed_with(old)
+    own_local_port.restart()
+    assert own_local_port.client_secret == new
+    assert signed_with(old)
+
+    control.rotate_secret(home, "activate", 60)
+    assert signed_with(new)
+    assert token_status(own_local_port, old) == 200
+    control.rotate_secret(home, "retire")
+    assert (token_status(own_local_port, old), token_status(own_local_port, new)) == (401, 200)
+    own_local_port.restart()
+    assert signed_with(new)
+
+    control.rotate_secret(home, "stage")
+    control.rotate_secret(home, "activate", 0)
+    eventually(lambda: token_status(own_local_port, new) == 401)
+    assert control.status(home) == control.ensure_running(home)
+    for file in home.iterdir():
+        content = file.read_bytes()
+        assert not any(secret.encode() in content for secret in (old, new)), file
+
+
+def test_a_rotation_needs_a_local_port_that_runs(tmp_path: Path) -> None:
+    with pytest.raises(LocalPortError, match="does not run"):
+        control.rotate_secret(tmp_path, "stage")
 
 
 def test_damaged_credentials_are_an_error_with_a_remedy(tmp_path: Path) -> None:
