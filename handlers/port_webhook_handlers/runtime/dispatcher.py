@@ -26,8 +26,9 @@ from typing import Any, Final
 from port_webhook_handlers.port.encryption import DecryptionError, decrypt_aes256_gcm, decrypt_client_side
 from port_webhook_handlers.process import ProcessIdentity
 from port_webhook_handlers.runtime.children import ChildPool, Outcome, kill_orphan
+from port_webhook_handlers.runtime.claims import Answer, LedgerError
 from port_webhook_handlers.runtime.config import ListenerConfig
-from port_webhook_handlers.runtime.ledger import Answer, Ledger, LedgerError, OpenRun, StartedRun
+from port_webhook_handlers.runtime.ledger import Ledger, OpenRun, StartedRun
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest, Route
 from port_webhook_handlers.runtime.metrics import Metrics

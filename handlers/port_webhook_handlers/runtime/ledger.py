@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from port_webhook_handlers.runtime.claims import Answer, Claim, LedgerError, Report
+
 T = TypeVar("T")
 
 _GROUP_ROWS: Final = 256
@@ -60,44 +62,6 @@ CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WIT
 """
 
 
-class LedgerError(Exception):
-    """Nothing was stored: the disk is full or failing, or another process holds the ledger."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a request was answered, so that a repeat gets the same.
-
-    Attributes:
-        status: HTTP status.
-        body: JSON value.
-    """
-
-    status: int
-    body: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Outcome of a claim.
-
-    Attributes:
-        new: this request was the first with its run id.
-        same: route and body equal those of the first request.
-        state: `queued`, `running`, `reporting` or `done`.
-        owner: the process that runs or reports it; None while nobody does.
-        answer: the first request's answer where it is not the plain acceptance, if it is known by now.
-        executions: how often a probe was executed.
-    """
-
-    new: bool
-    same: bool
-    state: str
-    owner: str | None
-    answer: Answer | None
-    executions: int
-
-
 @dataclass(frozen=True, slots=True)
 class StartedRun:
     """A run that this process may execute now, once."""
@@ -106,15 +70,6 @@ class StartedRun:
     route: str
     payload: bytes
     attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One thing to tell Port about a run; reports of a run are sent in the order of `seq`."""
-
-    seq: int
-    kind: str
-    body: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

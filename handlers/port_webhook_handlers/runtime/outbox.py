@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from port_webhook_handlers.port.client import PortApiError, PortClient, PortError, quote
-from port_webhook_handlers.runtime.ledger import Ledger, LedgerError, Report
+from port_webhook_handlers.runtime.claims import LedgerError, Report, Reports
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.metrics import Metrics
 from port_webhook_handlers.runtime.secret_file import LiveSecrets
@@ -51,7 +51,7 @@ class Outbox:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Reports,
         secrets: LiveSecrets,
         base_url: str | Callable[[], str],
         log: Log,

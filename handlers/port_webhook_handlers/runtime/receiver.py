@@ -37,13 +37,12 @@ from urllib.parse import quote, unquote_to_bytes
 
 from port_webhook_handlers.port.signature import VerificationError, verify, verify_official_agent
 from port_webhook_handlers.port.strict_json import StrictJsonError, strict_json
+from port_webhook_handlers.runtime.claims import Answer, Claim, Claims, LedgerError, SigningSecrets
 from port_webhook_handlers.runtime.config import Limits
 from port_webhook_handlers.runtime.inputs import InputsValidator
-from port_webhook_handlers.runtime.ledger import Answer, Claim, Ledger, LedgerError
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest, Route
 from port_webhook_handlers.runtime.metrics import Metrics
-from port_webhook_handlers.runtime.secret_file import LiveSecrets
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -169,8 +168,8 @@ class Receiver:
         manifest: Manifest,
         digest: str,
         nonce: str,
-        secrets: LiveSecrets,
-        ledger: Ledger,
+        secrets: SigningSecrets,
+        ledger: Claims,
         executor: Executor,
         limits: Limits,
         log: Log,

@@ -76,8 +76,9 @@ class Server:
         """
         from port_webhook_handlers.runtime.asgi import LOOPBACK, Application
         from port_webhook_handlers.runtime.children import ChildPool
+        from port_webhook_handlers.runtime.claims import LedgerError
         from port_webhook_handlers.runtime.dispatcher import Dispatcher, owner_name
-        from port_webhook_handlers.runtime.ledger import Ledger, LedgerError
+        from port_webhook_handlers.runtime.ledger import Ledger
         from port_webhook_handlers.runtime.outbox import Outbox
         from port_webhook_handlers.runtime.receiver import Receiver
 

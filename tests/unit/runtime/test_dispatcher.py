@@ -10,8 +10,9 @@ from tests.unit.runtime.kit import FakePort, envelope, fake_port, listener_confi
 
 from port_webhook_handlers.port.encryption import encrypt_aes256_gcm, encrypt_client_side
 from port_webhook_handlers.runtime.children import ChildPool, Outcome
+from port_webhook_handlers.runtime.claims import LedgerError
 from port_webhook_handlers.runtime.dispatcher import Dispatcher
-from port_webhook_handlers.runtime.ledger import Ledger, LedgerError
+from port_webhook_handlers.runtime.ledger import Ledger
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest
 from port_webhook_handlers.runtime.metrics import Metrics

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from port_webhook_handlers.runtime.ledger import Answer, Ledger, LedgerError
+from port_webhook_handlers.runtime.claims import Answer, LedgerError
+from port_webhook_handlers.runtime.ledger import Ledger
 
 KEY = bytes(range(32))
 
