@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help up down status base dev test lint format lock
+.PHONY: help up down status base dev tools test test-kubernetes lint format lock
 
 help: ## List the targets.
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 up: base ## Stand up the local stack and run its first action, end to end.
 	@$(BIN)/port-webhook up
@@ -21,6 +21,12 @@ status: base ## Show what runs.
 test: dev lint ## Run every test; what is skipped is printed with its reason.
 	@$(BIN)/python -m port_webhook_stack.engine
 	@$(BIN)/pytest
+
+tools: ## Build the Kubernetes control plane of the tests, once per user (20 to 30 minutes).
+	@$(PYTHON) tools/kubernetes/build.py
+
+test-kubernetes: dev ## Test target kubernetes; on a real control plane where `make tools` has built one.
+	@$(BIN)/pytest tests/component/kubernetes tests/unit/kubernetes tests/kubernetes
 
 lint: dev ## Ruff and mypy --strict.
 	@$(BIN)/ruff check .
