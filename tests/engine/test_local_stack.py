@@ -14,6 +14,8 @@ import pytest
 import requests
 from tests.engine.project import Project, changes, eventually, fresh
 
+from port_webhook_localport import control
+
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
@@ -27,8 +29,12 @@ def first_up(project: Project) -> str:
     return project.cli("up").stdout
 
 
-def listener_pid(project: Project) -> int:
-    line = next(line for line in project.cli("status").stdout.splitlines() if line.startswith("listener"))
+def listener_pid(project: Project, **environment: str) -> int:
+    line = next(
+        line
+        for line in project.cli("status", **environment).stdout.splitlines()
+        if line.startswith("listener")
+    )
     assert "healthy" in line, line
     return int(line.partition("(pid ")[2].split(",")[0])
 
@@ -171,6 +177,31 @@ def test_the_ledger_and_the_state_hold_no_secret_in_plain_text(project: Project,
             assert secret.decode() not in " ".join(process.cmdline())
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+
+
+def test_another_port_gets_everything_and_the_listener_stays(
+    project: Project, first_up: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pid = listener_pid(project)
+    home = tmp_path_factory.mktemp("other-port")
+    other = control.ensure_running(home)
+    try:
+        project.configure({"port-webhook:region": None, "port-webhook:baseUrl": other.url})
+        credentials = {"PORT_CLIENT_ID": other.client_id, "PORT_CLIENT_SECRET": other.client_secret}
+        project.cli("up", **credentials)
+        assert set(changes(project.cli("up", **credentials))) == {"unchanged"}
+        assert listener_pid(project, **credentials) == pid
+        run = project.cli(
+            "run", "deploy_microservice", "--entity", "cart", "-i", "version=2.0.0", "--follow", **credentials
+        )
+        assert "SUCCESS" in run.stdout
+        # Back to the first one, which was removed with all that was in it.
+        project.configure({"port-webhook:region": "local", "port-webhook:baseUrl": None})
+        project.cli("up", **credentials)
+        assert "SUCCESS" in deploy(project, "2.0.1")
+        assert listener_pid(project) == pid
+    finally:
+        control.stop(home)
 
 
 def test_down_leaves_nothing_behind(project: Project, first_up: str) -> None:

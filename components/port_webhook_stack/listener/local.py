@@ -52,6 +52,7 @@ class LocalListener(pulumi.CustomResource):
                 "url": None,
                 "port": None,
                 "running": None,
+                "owner": None,
             },
             opts,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from port_webhook_handlers.runtime import control
 from port_webhook_handlers.runtime.config import ConfigError, Limits, ListenerConfig
+from port_webhook_stack.port import ownership
 from port_webhook_stack.port.handler import (
     UNKNOWN,
     CheckResult,
@@ -68,8 +69,9 @@ class LocalListenerHandler:
             "url": {"type": "string", "description": "Base URL on this machine."},
             "port": {"type": "integer", "description": "Port that it is bound to."},
             "running": {"type": "boolean", "description": "Whether it answered when last looked at."},
+            "owner": {"type": "string", "description": "Tells it from a successor in the same folder."},
         },
-        "required": ["url", "port", "running"],
+        "required": ["url", "port", "running", "owner"],
     }
     secrets: frozenset[str] = frozenset()
 
@@ -91,8 +93,11 @@ class LocalListenerHandler:
 
     def create(self, ctx: Context, inputs: Properties, preview: bool) -> CreateResult:
         if preview:
-            return CreateResult("", {**inputs, "url": UNKNOWN, "port": UNKNOWN, "running": UNKNOWN})
-        return CreateResult("listener", self._start(ctx, inputs))
+            return CreateResult(
+                "", {**inputs, "url": UNKNOWN, "port": UNKNOWN, "running": UNKNOWN, "owner": UNKNOWN}
+            )
+        state = self._start(ctx, inputs)
+        return CreateResult("listener", {**state, "owner": ownership.take(listener_home(ctx.state_dir))})
 
     def read(self, ctx: Context, id: str, state: Properties, inputs: Properties) -> ReadResult | None:
         return ReadResult(id, {**state, "running": _serves(ctx, inputs)}, inputs)
@@ -102,12 +107,14 @@ class LocalListenerHandler:
             # The port is kept, so nothing that points here changes.
             moves = olds.get("requestedPort") != news.get("requestedPort")
             kept = {name: UNKNOWN if moves else olds.get(name, UNKNOWN) for name in ("url", "port")}
-            return {**news, **kept, "running": True}
-        state = self._start(ctx, news)
+            return {**news, **kept, "running": True, "owner": olds.get("owner")}
+        state = {**self._start(ctx, news), "owner": olds.get("owner")}
         _prune(ctx.state_dir, keep={str(news["digest"]), str(olds.get("digest", ""))})
         return state
 
     def delete(self, ctx: Context, id: str, state: Properties) -> None:
+        if not ownership.owns(listener_home(ctx.state_dir), state.get("owner")):
+            return
         try:
             control.stop(listener_home(ctx.state_dir), end_deployments=True)
         except control.ListenerError as error:

@@ -41,6 +41,7 @@ class LocalSecretsStore(pulumi.CustomResource):
                 "decryption": pulumi.Output.secret(list(decryption)),
                 "secrets": pulumi.Output.secret(dict(secrets)),
                 "version": None,
+                "owner": None,
             },
             opts,
         )

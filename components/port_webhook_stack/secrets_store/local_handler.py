@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from port_webhook_handlers.runtime.secret_file import (
     SigningSecret,
     StoredSecrets,
 )
+from port_webhook_stack.port import ownership
 from port_webhook_stack.port.handler import (
     UNKNOWN,
     CheckResult,
@@ -39,7 +41,11 @@ def secret_file(state_dir: Path) -> SecretFile:
     """The store of a stack, with its key in the user's state folder: a copy of the clone has not got it."""
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     name = hashlib.sha256(str(state_dir).encode()).hexdigest()[:24]
-    return SecretFile(state_dir / "secrets" / "store", base / "port-webhook-stack" / f"{name}.key")
+    return SecretFile(_folder(state_dir) / "store", base / "port-webhook-stack" / f"{name}.key")
+
+
+def _folder(state_dir: Path) -> Path:
+    return state_dir / "secrets"
 
 
 class LocalSecretsStoreHandler:
@@ -74,8 +80,11 @@ class LocalSecretsStoreHandler:
             },
         },
         "requiredInputs": ["signing", "api"],
-        "properties": {"version": {"type": "string", "description": "Changes with the content."}},
-        "required": ["version"],
+        "properties": {
+            "version": {"type": "string", "description": "Changes with the content."},
+            "owner": {"type": "string", "description": "Tells it from a successor in the same folder."},
+        },
+        "required": ["version", "owner"],
     }
     secrets = frozenset(_INPUTS)
 
@@ -96,17 +105,21 @@ class LocalSecretsStoreHandler:
         return Diff(changes)
 
     def create(self, ctx: Context, inputs: Properties, preview: bool) -> CreateResult:
-        return CreateResult("" if preview else "secrets-store", self._write(ctx, inputs, preview))
+        state = self._write(ctx, inputs, preview)
+        owner = UNKNOWN if preview else ownership.take(_folder(ctx.state_dir))
+        return CreateResult("" if preview else "secrets-store", {**state, "owner": owner})
 
     def read(self, ctx: Context, id: str, state: Properties, inputs: Properties) -> ReadResult | None:
         version = _present_version(ctx)
         return None if version is None else ReadResult(id, {**state, "version": version}, inputs)
 
     def update(self, ctx: Context, id: str, olds: Properties, news: Properties, preview: bool) -> Properties:
-        return self._write(ctx, news, preview)
+        return {**self._write(ctx, news, preview), "owner": olds.get("owner")}
 
     def delete(self, ctx: Context, id: str, state: Properties) -> None:
-        secret_file(ctx.state_dir).delete(with_key=True)
+        if ownership.owns(_folder(ctx.state_dir), state.get("owner")):
+            secret_file(ctx.state_dir).delete(with_key=True)
+            shutil.rmtree(_folder(ctx.state_dir), ignore_errors=True)
 
     def _write(self, ctx: Context, inputs: Properties, preview: bool) -> Properties:
         if preview:
