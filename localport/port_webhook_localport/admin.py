@@ -175,6 +175,7 @@ def reset(port: Port, call: Call) -> Reply:
     port.calls.clear()
     port.deliveries.clear()
     port.definitions_changed()
+    port.secrets_changed()
     return Reply({})
 
 

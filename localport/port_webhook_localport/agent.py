@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 
 from port_webhook_localport import invocations, runstate, schemas
+from port_webhook_localport.delivery import fail_unevaluable
 from port_webhook_localport.port import Port
 from port_webhook_localport.schemas import check
 from port_webhook_localport.web import ApiError, Call, Reply, not_found
@@ -30,13 +31,19 @@ def claim(port: Port, call: Call) -> Reply:
             break
         if run.action in excluded or run.internal.get("claimedUntil", 0) > moment:
             continue
+        try:
+            evaluated = _with_secrets(port, run)
+        except ApiError as error:
+            # One run that cannot be sent must not keep the others from the agent.
+            fail_unevaluable(port, run, error)
+            continue
         run.internal["claimedUntil"] = until
         run.doc["claimedUntil"] = (
             datetime.fromtimestamp(until, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         )
         run.doc["installationId"] = call.body["installationId"]
         runstate.save(port, run)
-        claimed.append(_with_secrets(port, run))
+        claimed.append({**runstate.view(port, run, "v2"), "payload": evaluated})
     return Reply({"runs": claimed})
 
 
@@ -73,9 +80,11 @@ def acknowledge_workflow(port: Port, call: Call) -> Reply:
 
 
 def _with_secrets(port: Port, run: runstate.Run) -> dict[str, object]:
-    """The run as the agent gets it: it sends the request, so it needs the secrets' values."""
-    evaluated = invocations.evaluate(port, run.internal["method"], run.internal["context"])
-    return {**runstate.view(port, run, "v2"), "payload": evaluated.payload()}
+    """The invocation as the agent gets it: it sends the request, so it needs the secrets' values."""
+    payload: dict[str, object] = invocations.evaluate(
+        port, run.internal["method"], run.internal["context"]
+    ).payload()
+    return payload
 
 
 def _check_reserved(call: Call) -> None:

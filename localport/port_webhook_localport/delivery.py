@@ -85,7 +85,7 @@ async def _deliver(port: Port, run_id: str) -> None:
         try:
             evaluated = invocations.evaluate(port, run.internal["method"], run.internal["context"])
         except ApiError as error:
-            _finish(port, run, "FAILURE", f"The invocation could not be evaluated: {error.message}")
+            fail_unevaluable(port, run, error)
             return
         if not isinstance(evaluated, invocations.Webhook):
             _upsert_entity(port, run, evaluated)
@@ -101,7 +101,7 @@ async def _deliver(port: Port, run_id: str) -> None:
         if current.synchronized and current.status == "IN_PROGRESS":
             succeeded = reply is not None and 200 <= reply.status < 300
             if reply is not None:
-                current.doc["response"] = _parsed(reply.body)
+                current.doc["response"] = port.mask_all(_parsed(reply.body))
             _finish(port, current, "SUCCESS" if succeeded else "FAILURE", outcome)
         else:
             runstate.add_log(port, run_id, outcome)
@@ -212,6 +212,11 @@ class _Cause:
     def __init__(self, run: runstate.Run) -> None:
         self.chain = run.chain
         self.causing_run: str | None = run.id
+
+
+def fail_unevaluable(port: Port, run: runstate.Run, error: ApiError) -> None:
+    """Ends a run whose invocation cannot be evaluated when it is to be sent."""
+    _finish(port, run, "FAILURE", f"The invocation could not be evaluated: {error.message}")
 
 
 def _finish(port: Port, run: runstate.Run, status: str, line: str) -> None:

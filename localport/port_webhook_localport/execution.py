@@ -78,7 +78,11 @@ def execute(port: Port, call: Call) -> Reply:
         "run": {"id": doc["id"]},
     }
     method = action["invocationMethod"]
-    evaluated = invocations.evaluate(port, method, context)
+    try:
+        evaluated = invocations.evaluate(port, method, context)
+    except invocations.SecretMissingError:
+        # Secrets are a matter of the delivery, which fails with a line in the log of the run.
+        evaluated = None
     webhook = evaluated if isinstance(evaluated, invocations.Webhook) else None
     if webhook is not None and port.settings.destination_check and not webhook.agent:
         _check_destination(webhook.url)
@@ -87,8 +91,8 @@ def execute(port: Port, call: Call) -> Reply:
         "chain": list(call.chain),
         "context": context,
         "method": method,
-        "synchronized": webhook is not None and webhook.synchronized,
-        "agent": webhook is not None and webhook.agent,
+        "synchronized": doc["payload"].get("synchronized") is True,
+        "agent": doc["payload"].get("agent") is True,
     }
     run = runstate.Run(doc["id"], action["identifier"], doc, "none", internal)
     waits = action.get("requiredApproval", False) not in (False, None)

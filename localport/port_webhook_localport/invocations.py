@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from port_webhook_localport import runstate
 from port_webhook_localport.expressions import ExpressionError
 from port_webhook_localport.port import MASK, Port
-from port_webhook_localport.templates import render, render_masked
+from port_webhook_localport.templates import MissingSecretError, render, render_masked
 from port_webhook_localport.web import ApiError, compact
 
 METHODS = ("POST", "PUT", "PATCH", "DELETE", "GET")
@@ -41,6 +41,11 @@ class Webhook:
         }
 
 
+class SecretMissingError(ApiError):
+    """An invocation reads a secret that the organisation does not have: known before it is sent, but not fatal to
+    the call that starts the run."""
+
+
 def evaluate(port: Port, method: dict[str, Any], context: dict[str, Any]) -> Any:
     """An invocation method with its expressions replaced, secrets included.
 
@@ -48,6 +53,7 @@ def evaluate(port: Port, method: dict[str, Any], context: dict[str, Any]) -> Any
         A `Webhook` for that type, else the evaluated document.
 
     Raises:
+        SecretMissingError: 422 evaluate_invocation_method_error, a secret does not exist.
         ApiError: 422 evaluate_invocation_method_error, invalid_evaluated_invocation_method.
     """
     with_secrets = {**context, "secrets": port.secret_values()}
@@ -55,6 +61,8 @@ def evaluate(port: Port, method: dict[str, Any], context: dict[str, Any]) -> Any
         if method["type"] in ("WEBHOOK", "SLACK"):
             return _webhook(render(_prepared(method), with_secrets))
         return render(method, with_secrets)
+    except MissingSecretError as error:
+        raise SecretMissingError(422, "evaluate_invocation_method_error", str(error)) from None
     except ExpressionError as error:
         raise ApiError(422, "evaluate_invocation_method_error", str(error)) from None
 
@@ -69,8 +77,15 @@ def masked(port: Port, method: dict[str, Any], context: dict[str, Any]) -> dict[
     try:
         return _webhook(rendered).payload(method["type"])
     except ApiError:
-        # Only a mask in the wrong place gets here: the real evaluation has passed.
-        return {**rendered, "headers": rendered.get("headers", {}), "body": rendered.get("body", {})}
+        # Only a mask in the wrong place gets here, or a secret that is missing: the rest has been evaluated.
+        flags = {name: rendered.get(name) is True for name in ("agent", "synchronized")}
+        shown = {"type": method["type"], "url": rendered["url"] or MASK, **flags}
+        return {
+            **shown,
+            "method": rendered.get("method", "POST"),
+            "headers": rendered.get("headers", {}),
+            "body": rendered.get("body", {}),
+        }
 
 
 def launch(port: Port, run: runstate.Run) -> None:
@@ -111,6 +126,8 @@ def _webhook(rendered: dict[str, Any]) -> Webhook:
 
 
 def _url(value: Any) -> str:
+    if value is None:
+        raise _invalid("url", "its expression yields null, so there is nowhere to send the invocation to")
     try:
         parts = urlsplit(value) if isinstance(value, str) else None
         valid = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)

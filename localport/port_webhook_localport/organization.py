@@ -65,6 +65,7 @@ def create_secret(port: Port, call: Call) -> Reply:
         "INSERT INTO secrets (name, value, doc) VALUES (?, ?, ?)",
         (name, _sealed(port, name, call.body["secretValue"]), compact(document)),
     )
+    port.secrets_changed()
     return Reply({"secret": document})
 
 
@@ -86,12 +87,14 @@ def patch_secret(port: Port, call: Call) -> Reply:
     if "secretValue" in call.body:
         sealed = _sealed(port, name, call.body["secretValue"])
         port.store.run("UPDATE secrets SET value = ? WHERE name = ?", (sealed, name))
+        port.secrets_changed()
     return Reply({"secret": document})
 
 
 def delete_secret(port: Port, call: Call) -> Reply:
     _secret(port, call.path["name"])
     port.store.run("DELETE FROM secrets WHERE name = ?", (call.path["name"],))
+    port.secrets_changed()
     return Reply({})
 
 

@@ -19,6 +19,8 @@ from port_webhook_localport.tokens import Tokens
 from port_webhook_localport.web import make_id
 
 MASK = "********"
+# Shorter values would blank out ordinary words.
+_SHORTEST_HIDDEN = 4
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class Port:
         self._deliver: Callable[[str], None] | None = None
         self._cancel: Callable[[], None] | None = None
         self._revision = 0
+        self._hidden: list[str] | None = None
 
     @property
     def user_id(self) -> str:
@@ -113,6 +116,28 @@ class Port:
 
     def masked_secrets(self) -> dict[str, str]:
         return {name: MASK for (name,) in self.store.rows("SELECT name FROM secrets")}
+
+    def secrets_changed(self) -> None:
+        self._hidden = None
+
+    def mask(self, text: str) -> str:
+        """`text` as it may be shown: values of secrets that somebody sent back are replaced by stars."""
+        if self._hidden is None:
+            values = self.secret_values().values()
+            self._hidden = sorted((v for v in values if len(v) >= _SHORTEST_HIDDEN), key=len, reverse=True)
+        for value in self._hidden:
+            text = text.replace(value, MASK)
+        return text
+
+    def mask_all(self, value: Any) -> Any:
+        """A JSON value with `mask` applied to every text in it."""
+        if isinstance(value, str):
+            return self.mask(value)
+        if isinstance(value, list):
+            return [self.mask_all(item) for item in value]
+        if isinstance(value, dict):
+            return {self.mask(key): self.mask_all(item) for key, item in value.items()}
+        return value
 
     @property
     def revision(self) -> int:

@@ -144,7 +144,7 @@ def add_log(port: Port, run_id: str, message: str, user: str = "local-port") -> 
     line = {
         "id": make_id("rl"),
         "runId": run_id,
-        "message": message,
+        "message": port.mask(message),
         "createdBy": user,
         "createdAt": now(),
     }

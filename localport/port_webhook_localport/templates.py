@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,14 @@ from port_webhook_localport.expressions import ExpressionError, evaluate
 
 SPREAD = "spreadValue()"
 
+_SECRET = re.compile(r"""\.secrets\s*(?:\.?\s*\[\s*"([^"\\]+)"\s*\]|\.\s*"([^"\\]+)"|\.\s*([A-Za-z_]\w*))""")
+_STRING = re.compile(r'"(?:\\.|[^"\\])*"')
+
 Evaluate = Callable[[str], Any]
+
+
+class MissingSecretError(ExpressionError):
+    """An expression reads a secret that the organisation does not have."""
 
 
 def render(template: Any, context: dict[str, Any]) -> Any:
@@ -22,9 +30,16 @@ def render(template: Any, context: dict[str, Any]) -> Any:
     yields null removes its pair; the key `{{ spreadValue() }}` puts the pairs of its value in its place.
 
     Raises:
+        MissingSecretError: an expression reads a secret that `context` lacks, and gives no alternative by `//`.
         ExpressionError: an expression fails, a key is not text, or a spread value is not an object.
     """
-    return _render(template, lambda expression: evaluate(expression, context))
+
+    def compute(expression: str) -> Any:
+        if ".secrets" in expression:
+            _check_secrets(expression, context)
+        return evaluate(expression, context)
+
+    return _render(template, compute)
 
 
 def render_masked(template: Any, context: dict[str, Any], mask: str) -> Any:
@@ -75,6 +90,17 @@ def _render_text(text: str, compute: Evaluate) -> Any:
     if len(parts) == 1 and parts[0][0]:
         return compute(parts[0][1])
     return "".join(_as_text(compute(part)) if is_expression else part for is_expression, part in parts)
+
+
+def _check_secrets(expression: str, context: dict[str, Any]) -> None:
+    if "//" in _STRING.sub("", expression):
+        return
+    for names in _SECRET.findall(expression):
+        name = next(filter(None, names))
+        if name not in (context.get("secrets") or {}):
+            raise MissingSecretError(
+                f"the secret {name} does not exist in Port; create it, or correct its name"
+            )
 
 
 def _as_text(value: Any) -> str:
