@@ -17,7 +17,7 @@ import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Bundle:
         routes: entries of the manifest by route name.
         definitions: Port's action documents by identifier, with `route:NAME` for an address.
         permissions: Port's permissions by identifier, of the actions that declare some.
+        aws_permissions: statements by identifier, of the handlers that declare some.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Bundle:
     routes: Mapping[str, dict[str, Any]]
     definitions: Mapping[str, dict[str, Any]]
     permissions: Mapping[str, dict[str, Any]]
+    aws_permissions: Mapping[str, list[dict[str, list[str]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,9 @@ def build(handlers: Sequence[str | Path], out: Path) -> Bundle:
         found = _discover(content.resolve(), [source.module for source in sources])
         digest = _write_manifest(content, found["routes"])
         path = _settle(content, out / digest.removeprefix("sha256:")[:16])
-    return Bundle(path, digest, found["routes"], found["definitions"], found["permissions"])
+    return Bundle(
+        path, digest, found["routes"], found["definitions"], found["permissions"], found["aws_permissions"]
+    )
 
 
 def archive(bundle: Bundle, out_zip: Path) -> Path:

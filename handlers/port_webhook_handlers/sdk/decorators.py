@@ -32,6 +32,7 @@ def action(
     on_interrupt: OnInterrupt = "fail",
     max_attempts: int | None = None,
     max_concurrency: int = 10,
+    aws_permissions: Sequence[Mapping[str, Any]] = (),
     required_approval: bool | Literal["ANY", "ALL"] | None = None,
     approval_notification: Mapping[str, Any] | None = None,
     allow_anyone_to_view_runs: bool | None = None,
@@ -62,6 +63,7 @@ def action(
             "retry", for a handler that may run twice.
         max_attempts: starts of one run, after crashes or `RetryableError`; by default 1, with "retry" 3.
         max_concurrency: runs of this action at one time.
+        aws_permissions: what it may do in AWS: `{"actions": […], "resources": […]}`, without wildcards.
         required_approval: whether somebody, or "ANY" or "ALL" of the approvers, must agree first.
         approval_notification: Port's `approvalNotification`.
         allow_anyone_to_view_runs: Port's `allowAnyoneToViewRuns`.
@@ -99,6 +101,7 @@ def automation(
     on_interrupt: OnInterrupt = "fail",
     max_attempts: int | None = None,
     max_concurrency: int = 10,
+    aws_permissions: Sequence[Mapping[str, Any]] = (),
     publish: bool = True,
     allow_anyone_to_view_runs: bool | None = None,
     **unknown: Never,

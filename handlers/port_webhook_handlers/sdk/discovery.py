@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from port_webhook_handlers.sdk.aws import statements
 from port_webhook_handlers.sdk.definition import definition, route
 from port_webhook_handlers.sdk.errors import HandlerDefinitionError
 from port_webhook_handlers.sdk.handler import ATTRIBUTE, Handler
@@ -72,6 +73,11 @@ def discover(root: Path, modules: Sequence[str]) -> dict[str, Any]:
             name: dict(handler.permissions)
             for name, handler in found.items()
             if handler.permissions is not None
+        },
+        "aws_permissions": {
+            name: statements(handler.aws_permissions)
+            for name, handler in found.items()
+            if handler.aws_permissions
         },
     }
 

@@ -62,6 +62,7 @@ class Handler:
     card_button: str | None = None
     execute_button: str | None = None
     permissions: Mapping[str, Any] | None = None
+    aws_permissions: tuple[Mapping[str, Any], ...] = ()
     inputs: type[Inputs] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -186,6 +187,12 @@ def _check_run(options: dict[str, Any]) -> str | None:
     group = options["privilege_group"]
     if not isinstance(group, str) or not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?", group):
         return "privilege_group may hold up to 32 lower-case letters, digits and - inside"
+    if options["aws_permissions"]:
+        from port_webhook_handlers.sdk.aws import problem_with
+
+        if problem := problem_with(options["aws_permissions"]):
+            return problem
+    options["aws_permissions"] = tuple(options["aws_permissions"])
     return None
 
 
