@@ -63,6 +63,7 @@ class PortApiError(PortError):
         trace_id: what Port's support asks for; "" if the reply had none.
         after_retry: whether an earlier attempt of the same call may have taken effect. A create that ends in
             `identifier_taken` is then perhaps its own.
+        retry_after: seconds that Port asks to wait; None if it does not, or the call was repeated already.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class PortApiError(PortError):
         self.details: Mapping[str, Any] = details or {}
         self.trace_id = trace_id
         self.after_retry = False
+        self.retry_after: float | None = None
         super().__init__(self._text(request))
 
     @property
@@ -394,7 +396,7 @@ class PortClient:
             request=where,
         )
         if response.status_code in _RETRY_STATUS:
-            raise _RetryableStatusError(error, _requested_delay(response.headers))
+            raise _RetryableStatusError(error, requested_delay(response.headers))
         raise error
 
     def _scrub(self, text: str) -> str:
@@ -462,7 +464,8 @@ def _is_loopback(url: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
 
 
-def _requested_delay(headers: Mapping[str, str]) -> float | None:
+def requested_delay(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a reply of Port asks to wait; None if it does not say."""
     retry_after = _seconds(headers.get("Retry-After"))
     if retry_after is not None:
         return retry_after
