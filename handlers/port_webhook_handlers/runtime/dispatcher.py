@@ -23,11 +23,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from port_webhook_handlers.port.encryption import DecryptionError, decrypt_aes256_gcm, decrypt_client_side
+from port_webhook_handlers.port.encryption import DecryptionError
 from port_webhook_handlers.process import ProcessIdentity
 from port_webhook_handlers.runtime.children import ChildPool, Outcome, kill_orphan
 from port_webhook_handlers.runtime.claims import Answer, LedgerError
 from port_webhook_handlers.runtime.config import ListenerConfig
+from port_webhook_handlers.runtime.execution import MAX_REPORTS, handler_request, reports_of
 from port_webhook_handlers.runtime.ledger import Ledger, OpenRun, StartedRun
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest, Route
@@ -48,8 +49,6 @@ _ORPHAN_TICKS: Final = 5
 _PURGE_TICKS: Final = 60
 _STARTS_AFTER_INTERRUPTS: Final = 3
 _MAX_RETRY_SECONDS: Final = 300.0
-_MAX_REPORTS: Final = 2_000
-_MAX_LOG_CHARACTERS: Final = 8_000
 _FLUSH_SECONDS: Final = 2.0
 
 
@@ -369,10 +368,10 @@ class Dispatcher:
         async def on_message(message: dict[str, Any]) -> None:
             nonlocal sent
             sent += 1
-            if sent <= _MAX_REPORTS:
+            if sent <= MAX_REPORTS:
                 self._report(run_id, message)
-            elif sent == _MAX_REPORTS + 1:
-                self._report(run_id, {"log": f"(after {_MAX_REPORTS} reports the rest is left out)"})
+            elif sent == MAX_REPORTS + 1:
+                self._report(run_id, {"log": f"(after {MAX_REPORTS} reports the rest is left out)"})
 
         outcome = await self._pool.run(run_id, route.name, request, seconds, on_start, on_message)
         if outcome.interrupted and self._draining:
@@ -380,48 +379,25 @@ class Dispatcher:
         return outcome
 
     def _report(self, run_id: str, message: Mapping[str, Any]) -> None:
-        redact = self._log.redact
-        for key, value in message.items():
-            if key == "log":
-                self._ledger.report(run_id, "log", {"message": redact(str(value))[:_MAX_LOG_CHARACTERS]})
-            elif key in ("progress", "status_label"):
-                self._ledger.report(run_id, "patch", {"statusLabel": redact(str(value))})
-            elif key == "summary":
-                self._ledger.report(run_id, "patch", {"summary": redact(str(value))})
-            elif key == "link":
-                self._ledger.report(run_id, "patch", {"link": value})
-            elif key == "entity" and isinstance(value, dict):
-                self._ledger.report(run_id, "entity", value)
-            else:
-                continue
+        for kind, body in reports_of(message, self._log.redact):
+            self._ledger.report(run_id, kind, body)
             self._outbox.wake(run_id)
 
     def _request(
         self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float
     ) -> dict[str, Any]:
         content = self._secrets.content
-        entity = body.get("entity") or None
-        inputs = dict(body.get("inputs") or {})
-        for name in route.encrypted_inputs:
-            if inputs.get(name) is not None:
-                inputs[name] = _decrypt(inputs[name], content.decryption)
-        return {
-            "run": {
-                "id": run_id,
-                "action": route.action,
-                "blueprint": entity.get("blueprint") if isinstance(entity, dict) else None,
-                "entity": entity,
-                "trigger": body.get("trigger"),
-                "event": body.get("event"),
-                "attempt": attempt,
-                "deadline": self._clock() + seconds,
-                "idempotency_key": run_id,
-            },
-            "inputs": inputs,
-            "handler": route.handler,
-            "secrets": {name: content.secrets[name] for name in route.secrets if name in content.secrets},
-            "settings": {"state_dir": str(self._state_dir), **self._config.handler_settings(route.name)},
-        }
+        settings = {"state_dir": str(self._state_dir), **self._config.handler_settings(route.name)}
+        return handler_request(
+            run_id,
+            route,
+            body,
+            attempt=attempt,
+            deadline=self._clock() + seconds,
+            secrets=content.secrets,
+            decryption=content.decryption,
+            settings=settings,
+        )
 
     def _ended(self, run_id: str, route: str, outcome: Outcome, began: float) -> None:
         self._metrics.count("port_webhook_runs_total", ("route", route), ("status", outcome.status))
@@ -461,23 +437,3 @@ def _answer(run_id: str, outcome: Outcome) -> Answer:
         status, reason = 422, "handler_failed"
     body = {"error": reason, "message": outcome.summary, "link": outcome.link, "response": outcome.response}
     return Answer(status, {key: value for key, value in body.items() if value is not None})
-
-
-def _decrypt(value: str, keys: tuple[str, ...]) -> str:
-    pem = [key for key in keys if key.lstrip().startswith("-----BEGIN")]
-    secrets = [key for key in keys if key not in pem]
-    try:
-        if pem and not secrets:
-            return decrypt_client_side(value, pem).decode()
-        try:
-            return decrypt_aes256_gcm(value, secrets).decode()
-        except DecryptionError:
-            if not pem:
-                raise
-            return decrypt_client_side(value, pem).decode()
-    except DecryptionError:
-        raise
-    except ValueError as error:
-        raise DecryptionError(
-            str(error) if not isinstance(error, UnicodeDecodeError) else "it is not text"
-        ) from error

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from port_webhook_handlers.runtime.files import write_private
 
@@ -236,6 +236,18 @@ def _is_text_map(value: object) -> bool:
     )
 
 
+class SecretSource(Protocol):
+    """Where a secrets store's content comes from."""
+
+    def read(self) -> StoredSecrets:
+        """The content now; raises SecretFileError."""
+        ...
+
+    def stamp(self) -> tuple[int, int, int] | None:
+        """What changes with the content."""
+        ...
+
+
 class LiveSecrets:
     """The content of a secrets store, read again when the file is replaced.
 
@@ -253,7 +265,7 @@ class LiveSecrets:
 
     def __init__(
         self,
-        file: SecretFile,
+        file: SecretSource,
         on_change: Callable[[StoredSecrets], None] = lambda content: None,
         on_error: Callable[[SecretFileError], None] = lambda error: None,
     ) -> None:

@@ -1,0 +1,101 @@
+"""What a handler's child process is told and what it tells, the same on every target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from port_webhook_handlers.port.encryption import DecryptionError, decrypt_aes256_gcm, decrypt_client_side
+from port_webhook_handlers.runtime.manifest import Route
+
+MAX_REPORTS: Final = 2_000
+"""How many reports of one run are passed on."""
+
+_MAX_LOG_CHARACTERS: Final = 8_000
+
+
+def handler_request(
+    run_id: str,
+    route: Route,
+    body: Mapping[str, Any],
+    *,
+    attempt: int,
+    deadline: float,
+    secrets: Mapping[str, str],
+    decryption: Sequence[str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The request that `sdk.invoke` takes.
+
+    Args:
+        run_id: Port's run id.
+        route: the route that was invoked.
+        body: the verified body.
+        attempt: 1 for the first start.
+        deadline: seconds since the epoch at which the child is killed.
+        secrets: all secrets at hand; the request gets those that the handler declares.
+        decryption: keys of encrypted inputs, tried in order.
+        settings: settings of the handler.
+
+    Raises:
+        DecryptionError: an encrypted input cannot be read with any key.
+    """
+    entity = body.get("entity") or None
+    inputs = dict(body.get("inputs") or {})
+    for name in route.encrypted_inputs:
+        if inputs.get(name) is not None:
+            inputs[name] = _decrypt(inputs[name], decryption)
+    return {
+        "run": {
+            "id": run_id,
+            "action": route.action,
+            "blueprint": entity.get("blueprint") if isinstance(entity, dict) else None,
+            "entity": entity,
+            "trigger": body.get("trigger"),
+            "event": body.get("event"),
+            "attempt": attempt,
+            "deadline": deadline,
+            "idempotency_key": run_id,
+        },
+        "inputs": inputs,
+        "handler": route.handler,
+        "secrets": {name: secrets[name] for name in route.secrets if name in secrets},
+        "settings": dict(settings),
+    }
+
+
+def reports_of(
+    message: Mapping[str, Any], redact: Callable[[str], str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kind and body of the reports that a child's message asks for, without secrets."""
+    for key, value in message.items():
+        if key == "log":
+            yield "log", {"message": redact(str(value))[:_MAX_LOG_CHARACTERS]}
+        elif key in ("progress", "status_label"):
+            yield "patch", {"statusLabel": redact(str(value))}
+        elif key == "summary":
+            yield "patch", {"summary": redact(str(value))}
+        elif key == "link":
+            yield "patch", {"link": value}
+        elif key == "entity" and isinstance(value, dict):
+            yield "entity", value
+
+
+def _decrypt(value: str, keys: Sequence[str]) -> str:
+    pem = [key for key in keys if key.lstrip().startswith("-----BEGIN")]
+    secrets = [key for key in keys if key not in pem]
+    try:
+        if pem and not secrets:
+            return decrypt_client_side(value, pem).decode()
+        try:
+            return decrypt_aes256_gcm(value, secrets).decode()
+        except DecryptionError:
+            if not pem:
+                raise
+            return decrypt_client_side(value, pem).decode()
+    except DecryptionError:
+        raise
+    except ValueError as error:
+        raise DecryptionError(
+            str(error) if not isinstance(error, UnicodeDecodeError) else "it is not text"
+        ) from error
