@@ -14,6 +14,7 @@ import pytest
 import requests
 from tests.engine.project import Project, changes, eventually, fresh
 
+from port_webhook_handlers.port.client import PortClient
 from port_webhook_localport import control
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -191,6 +192,10 @@ def test_another_port_gets_everything_and_the_listener_stays(
         project.cli("up", **credentials)
         assert set(changes(project.cli("up", **credentials))) == {"unchanged"}
         assert listener_pid(project, **credentials) == pid
+        with PortClient(other.url, other.client_id, other.client_secret) as port:
+            port.request(
+                "POST", "/v1/blueprints/service/entities", json={"identifier": "cart", "title": "Cart"}
+            )
         run = project.cli(
             "run", "deploy_microservice", "--entity", "cart", "-i", "version=2.0.0", "--follow", **credentials
         )
