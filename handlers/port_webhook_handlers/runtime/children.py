@@ -10,11 +10,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from port_webhook_handlers.process import ProcessIdentity
+from port_webhook_handlers.runtime.execution import Outcome
 from port_webhook_handlers.runtime.launch import CHILD_LIBRARIES, python_command, scrubbed_environment
 from port_webhook_handlers.runtime.logs import Log
 
@@ -23,29 +23,6 @@ _MAX_OUTPUT_BYTES: Final = 64 * 1024
 _IDLE_SECONDS: Final = 60.0
 _MAX_IDLE: Final = 8
 _MAX_RUNS: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run in a child ended.
-
-    Attributes:
-        status: `SUCCESS` or `FAILURE`.
-        summary, link, response: what the handler gave.
-        retryable: the handler asked for another attempt.
-        error_type: class of the exception that ended it; "" if it returned.
-        interrupted: its process ended without a result.
-        timed_out: it was killed at its deadline.
-    """
-
-    status: str
-    summary: str | None = None
-    link: Any = None
-    response: Any = None
-    retryable: bool = False
-    error_type: str = ""
-    interrupted: bool = False
-    timed_out: bool = False
 
 
 OnMessage = Callable[[dict[str, Any]], Awaitable[None]]

@@ -25,11 +25,19 @@ from typing import Any, Final
 
 from port_webhook_handlers.port.encryption import DecryptionError
 from port_webhook_handlers.process import ProcessIdentity
-from port_webhook_handlers.runtime.children import ChildPool, Outcome, kill_orphan
+from port_webhook_handlers.runtime.children import ChildPool, kill_orphan
 from port_webhook_handlers.runtime.claims import Answer, LedgerError
 from port_webhook_handlers.runtime.config import ListenerConfig
-from port_webhook_handlers.runtime.execution import MAX_REPORTS, handler_request, reports_of
-from port_webhook_handlers.runtime.ledger import Ledger, OpenRun, StartedRun
+from port_webhook_handlers.runtime.execution import (
+    MAX_REPORTS,
+    STARTS_AFTER_INTERRUPTS,
+    Outcome,
+    answer_of,
+    handler_request,
+    reports_of,
+    starts_again,
+)
+from port_webhook_handlers.runtime.ledger import Ledger, OpenRun
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest, Route
 from port_webhook_handlers.runtime.metrics import Metrics
@@ -47,7 +55,6 @@ STOPPED: Final = (
 _TICK_SECONDS: Final = 1.0
 _ORPHAN_TICKS: Final = 5
 _PURGE_TICKS: Final = 60
-_STARTS_AFTER_INTERRUPTS: Final = 3
 _MAX_RETRY_SECONDS: Final = 300.0
 _FLUSH_SECONDS: Final = 2.0
 
@@ -156,7 +163,7 @@ class Dispatcher:
             finally:
                 self._sync_slots.release()
                 self._route_slots[route.name].release()
-            answer = _answer(run_id, outcome)
+            answer = answer_of(run_id, outcome)
             self._ended(run_id, route.name, outcome, began)
             # Port lists entities under a run only while it is open, and the answer ends it.
             left = seconds - (time.monotonic() - began)
@@ -245,7 +252,7 @@ class Dispatcher:
                 await self._ledger.answer(
                     run.run_id, Answer(500, {"error": "interrupted", "message": INTERRUPTED})
                 )
-        elif route is not None and again and run.attempt < max(route.max_attempts, _STARTS_AFTER_INTERRUPTS):
+        elif route is not None and again and run.attempt < max(route.max_attempts, STARTS_AFTER_INTERRUPTS):
             await self._ledger.requeue(run.run_id, self._clock())
         else:
             await self._ledger.finish(run.run_id, {"status": "FAILURE", "summary": INTERRUPTED})
@@ -309,7 +316,7 @@ class Dispatcher:
                 outcome = await self._execute(
                     run_id, route, json.loads(run.payload), run.attempt, route.timeout_seconds
                 )
-                if _again(route, run, outcome):
+                if starts_again(route, run.attempt, outcome):
                     delay = min(
                         _MAX_RETRY_SECONDS, self._config.limits.retry_seconds * 2 ** (run.attempt - 1)
                     )
@@ -409,31 +416,3 @@ class Dispatcher:
             error_type=outcome.error_type or None,
             seconds=round(time.monotonic() - began, 3),
         )
-
-
-def _again(route: Route, run: StartedRun, outcome: Outcome) -> bool:
-    limit = route.max_attempts
-    if outcome.interrupted:
-        limit = max(limit, _STARTS_AFTER_INTERRUPTS)
-    repeatable = outcome.retryable or (
-        route.on_interrupt == "retry" and (outcome.interrupted or outcome.timed_out)
-    )
-    return repeatable and run.attempt < limit
-
-
-def _answer(run_id: str, outcome: Outcome) -> Answer:
-    if outcome.status == "SUCCESS":
-        if outcome.response is not None:
-            return Answer(200, outcome.response)
-        body = {"runId": run_id, "status": "SUCCESS", "summary": outcome.summary, "link": outcome.link}
-        return Answer(200, {key: value for key, value in body.items() if value is not None})
-    if outcome.timed_out:
-        status, reason = 504, "timed_out"
-    elif outcome.interrupted:
-        status, reason = 500, "interrupted"
-    elif outcome.error_type:
-        status, reason = 500, "handler_error"
-    else:
-        status, reason = 422, "handler_failed"
-    body = {"error": reason, "message": outcome.summary, "link": outcome.link, "response": outcome.response}
-    return Answer(status, {key: value for key, value in body.items() if value is not None})

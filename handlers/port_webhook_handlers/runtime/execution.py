@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from port_webhook_handlers.port.encryption import DecryptionError, decrypt_aes256_gcm, decrypt_client_side
+from port_webhook_handlers.runtime.claims import Answer
 from port_webhook_handlers.runtime.manifest import Route
 
 MAX_REPORTS: Final = 2_000
 """How many reports of one run are passed on."""
 
 _MAX_LOG_CHARACTERS: Final = 8_000
+
+# An interrupted run that may run twice is started so often, whatever its `max_attempts`.
+STARTS_AFTER_INTERRUPTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run in a child ended.
+
+    Attributes:
+        status: `SUCCESS` or `FAILURE`.
+        summary, link, response: what the handler gave.
+        retryable: the handler asked for another attempt.
+        error_type: class of the exception that ended it; "" if it returned.
+        interrupted: its process ended without a result.
+        timed_out: it was killed at its deadline.
+    """
+
+    status: str
+    summary: str | None = None
+    link: Any = None
+    response: Any = None
+    retryable: bool = False
+    error_type: str = ""
+    interrupted: bool = False
+    timed_out: bool = False
 
 
 def handler_request(
@@ -99,3 +127,39 @@ def _decrypt(value: str, keys: Sequence[str]) -> str:
         raise DecryptionError(
             str(error) if not isinstance(error, UnicodeDecodeError) else "it is not text"
         ) from error
+
+
+def starts_again(route: Route, attempt: int, outcome: Outcome) -> bool:
+    """Whether a run that ended so is started once more.
+
+    Args:
+        route: its route.
+        attempt: how often it was started, counted from one.
+        outcome: how the last start ended.
+    """
+    limit = route.max_attempts
+    if outcome.interrupted:
+        limit = max(limit, STARTS_AFTER_INTERRUPTS)
+    repeatable = outcome.retryable or (
+        route.on_interrupt == "retry" and (outcome.interrupted or outcome.timed_out)
+    )
+    return repeatable and attempt < limit
+
+
+def answer_of(run_id: str, outcome: Outcome) -> Answer:
+    """What the sender of a synchronous run is answered; a failure is a 4xx or 5xx."""
+    if outcome.status == "SUCCESS":
+        if outcome.response is not None:
+            return Answer(200, outcome.response)
+        body = {"runId": run_id, "status": "SUCCESS", "summary": outcome.summary, "link": outcome.link}
+        return Answer(200, {key: value for key, value in body.items() if value is not None})
+    if outcome.timed_out:
+        status, reason = 504, "timed_out"
+    elif outcome.interrupted:
+        status, reason = 500, "interrupted"
+    elif outcome.error_type:
+        status, reason = 500, "handler_error"
+    else:
+        status, reason = 422, "handler_failed"
+    body = {"error": reason, "message": outcome.summary, "link": outcome.link, "response": outcome.response}
+    return Answer(status, {key: value for key, value in body.items() if value is not None})

@@ -9,9 +9,10 @@ import pytest
 from tests.unit.runtime.kit import FakePort, envelope, fake_port, listener_config, route, write_secrets
 
 from port_webhook_handlers.port.encryption import encrypt_aes256_gcm, encrypt_client_side
-from port_webhook_handlers.runtime.children import ChildPool, Outcome
+from port_webhook_handlers.runtime.children import ChildPool
 from port_webhook_handlers.runtime.claims import LedgerError
 from port_webhook_handlers.runtime.dispatcher import Dispatcher
+from port_webhook_handlers.runtime.execution import Outcome
 from port_webhook_handlers.runtime.ledger import Ledger
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest
