@@ -29,6 +29,9 @@ from port_webhook_stack.secrets_store.local import LocalSecretsStore
 from port_webhook_stack.settings import MODULE, Settings
 from port_webhook_stack.verification import Verification
 
+ROTATION_OVERLAP_SECONDS = 24 * 3600.0
+"""How long the listener accepts a client secret that was replaced, unless `port-webhook rotate-secret` says otherwise."""
+
 
 class WebhookStack(pulumi.ComponentResource):
     """A complete webhook backend for Port: one of these per environment.
@@ -91,6 +94,8 @@ class WebhookStack(pulumi.ComponentResource):
             else organisation,
             decryption=list(settings.decryption_keys) or [organisation["clientSecret"]],
             secrets=settings.secrets,
+            # A list of signing secrets says itself how long each one counts.
+            overlap_seconds=0 if settings.signing_secrets else ROTATION_OVERLAP_SECONDS,
             opts=self._child(),
         )
         listener = LocalListener(

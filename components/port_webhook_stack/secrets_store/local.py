@@ -22,6 +22,7 @@ class LocalSecretsStore(pulumi.CustomResource):
         api: pulumi.Input[Mapping[str, pulumi.Input[str]]],
         decryption: Sequence[pulumi.Input[str]],
         secrets: Mapping[str, pulumi.Input[str]],
+        overlap_seconds: float = 0,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """
@@ -31,6 +32,7 @@ class LocalSecretsStore(pulumi.CustomResource):
             api: `clientId` and `clientSecret` for reports to Port.
             decryption: keys of encrypted inputs, tried in order.
             secrets: values for the handlers that declare their names.
+            overlap_seconds: how long a signing secret that was replaced stays valid.
         """
         super().__init__(
             "port-webhook:local:SecretsStore",
@@ -40,6 +42,7 @@ class LocalSecretsStore(pulumi.CustomResource):
                 "api": pulumi.Output.secret(api),
                 "decryption": pulumi.Output.secret(list(decryption)),
                 "secrets": pulumi.Output.secret(dict(secrets)),
+                "overlapSeconds": overlap_seconds,
                 "version": None,
                 "owner": None,
             },

@@ -7,7 +7,9 @@ import hmac
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,25 @@ def _folder(state_dir: Path) -> Path:
     return state_dir / "secrets"
 
 
+def end_previous(state_dir: Path, not_after: float) -> int:
+    """Ends the signing secrets of before a rotation at `not_after` (seconds since the epoch), now if that is past.
+
+    The listener notices by itself; what is deployed does not change.
+
+    Returns:
+        how many there were.
+
+    Raises:
+        SecretFileError: there is no store, or it cannot be opened.
+    """
+    file = secret_file(state_dir)
+    content = file.read()
+    previous = tuple(replace(item, not_after=not_after) for item in content.previous)
+    if previous:
+        file.write(replace(content, previous=previous if not_after > time.time() else ()))
+    return len(previous)
+
+
 class LocalSecretsStoreHandler:
     """Writes the encrypted file; a lost or changed one is written again by the next `up`."""
 
@@ -77,6 +98,10 @@ class LocalSecretsStoreHandler:
                 "secret": True,
                 "additionalProperties": {"type": "string"},
                 "description": "Values for handlers, by name.",
+            },
+            "overlapSeconds": {
+                "type": "number",
+                "description": "How long a signing secret that was replaced stays valid.",
             },
         },
         "requiredInputs": ["signing", "api"],
@@ -126,7 +151,8 @@ class LocalSecretsStoreHandler:
             return {**inputs, "version": UNKNOWN}
         file, content = secret_file(ctx.state_dir), _stored(inputs)
         try:
-            file.write(content)
+            previous = _previous(file, content, float(inputs.get("overlapSeconds", 0)))
+            file.write(replace(content, previous=previous))
             return {**inputs, "version": _version(file, content)}
         except SecretFileError as error:
             raise ProviderError(str(error)) from error
@@ -141,11 +167,37 @@ def _stored(inputs: Properties) -> StoredSecrets:
     return StoredSecrets.from_json(content.to_json())
 
 
+def _previous(file: SecretFile, content: StoredSecrets, overlap_seconds: float) -> tuple[SigningSecret, ...]:
+    """Signing secrets that `content` replaces: Port may have signed with them a moment ago.
+
+    None if the API's client id is another: that is another organisation, not a rotation.
+    """
+    try:
+        present = file.read()
+    except SecretFileError:
+        return ()
+    ids = {item.api.client_id for item in (present, content) if item.api is not None}
+    if len(ids) > 1:
+        return ()
+    now = time.time()
+    kept = {item.value for item in content.signing}
+    found = []
+    for item in (*present.signing, *present.previous):
+        ends = now + overlap_seconds if item in present.signing else item.not_after
+        not_after = min(ends or now, item.not_after or float("inf"))
+        if item.value not in kept and not_after > now:
+            kept.add(item.value)
+            found.append(SigningSecret(item.value, not_after))
+    return tuple(found)
+
+
 def _seconds(not_after: str | None) -> float | None:
     return None if not_after is None else datetime.fromisoformat(not_after).timestamp()
 
 
 def _version(file: SecretFile, content: StoredSecrets) -> str:
+    # What a rotation leaves behind comes and goes by itself, so it is no change to deploy.
+    content = replace(content, previous=())
     # Keyed, so that nobody can try guesses of a secret against the version in the state.
     canonical = json.dumps(content.to_json(), sort_keys=True, separators=(",", ":")).encode()
     return hmac.digest(file.key(), canonical, "sha256").hex()[:24]

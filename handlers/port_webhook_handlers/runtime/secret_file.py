@@ -12,7 +12,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -54,16 +54,18 @@ class StoredSecrets:
     """Everything in the secrets store.
 
     Attributes:
-        signing: secrets accepted for signatures; two during a rotation.
+        signing: secrets accepted for signatures, the newest first.
         api: credentials of reports to Port; None: runs cannot be reported.
         decryption: keys for encrypted inputs (client secret, or a private key in PEM), tried in order.
         secrets: name to value, for handlers that declare the name.
+        previous: signing secrets of before a rotation, each with its end; until then they verify and decrypt too.
     """
 
     signing: tuple[SigningSecret, ...] = ()
     api: ApiCredentials | None = None
     decryption: tuple[str, ...] = field(default=(), repr=False)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    previous: tuple[SigningSecret, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The plain content of the file."""
@@ -74,6 +76,7 @@ class StoredSecrets:
             else {"client_id": self.api.client_id, "client_secret": self.api.client_secret},
             "decryption": list(self.decryption),
             "secrets": dict(self.secrets),
+            "previous": [{"value": item.value, "not_after": item.not_after} for item in self.previous],
         }
 
     @classmethod
@@ -83,12 +86,15 @@ class StoredSecrets:
         Raises:
             SecretFileError: a key is unknown or has a wrong type; values are not shown.
         """
-        known = {"signing", "api", "decryption", "secrets"}
+        known = {"signing", "api", "decryption", "secrets", "previous"}
         if not isinstance(body, dict) or set(body) - known:
             raise SecretFileError(
                 f"secrets store: must be an object with the keys {', '.join(sorted(known))}"
             )
-        signing = [_signing(item, index) for index, item in enumerate(_list(body, "signing"))]
+        signing, previous = (
+            tuple(_signing(item, f"{key}[{index}]") for index, item in enumerate(_list(body, key)))
+            for key in ("signing", "previous")
+        )
         api = body.get("api")
         if api is not None and not (_is_text_map(api) and set(api) == {"client_id", "client_secret"}):
             raise SecretFileError("secrets store: api must hold client_id and client_secret, both strings")
@@ -98,11 +104,16 @@ class StoredSecrets:
         named = body.get("secrets", {})
         if not _is_text_map(named):
             raise SecretFileError("secrets store: secrets must map names to strings")
-        return cls(tuple(signing), None if api is None else ApiCredentials(**api), tuple(decryption), named)
+        credentials = None if api is None else ApiCredentials(**api)
+        return cls(signing, credentials, tuple(decryption), named, previous)
 
     def active_signing(self, now: float) -> list[str]:
         """The signing secrets that have not ended at `now` (seconds since the epoch)."""
-        return [item.value for item in self.signing if item.not_after is None or now <= item.not_after]
+        return [
+            item.value
+            for item in (*self.signing, *self.previous)
+            if item.not_after is None or now <= item.not_after
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +221,8 @@ class SecretFile:
         return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _signing(item: object, index: int) -> SigningSecret:
-    where = f"secrets store: signing[{index}]"
+def _signing(item: object, place: str) -> SigningSecret:
+    where = f"secrets store: {place}"
     if not isinstance(item, dict) or set(item) - {"value", "not_after"}:
         raise SecretFileError(f"{where} must be an object with value and not_after")
     value, not_after = item.get("value"), item.get("not_after")
@@ -307,7 +318,10 @@ class LiveSecrets:
         return True
 
     def _take(self, content: StoredSecrets) -> None:
+        # Inputs that were encrypted before a rotation may arrive after it, for example once they are approved.
+        former = (item.value for item in content.previous if item.value not in content.decryption)
+        content = replace(content, decryption=(*content.decryption, *former))
         self._content = content
         self._signing = [item.value.encode() for item in content.signing]
-        self._endless = all(item.not_after is None for item in content.signing)
+        self._endless = all(item.not_after is None for item in (*content.signing, *content.previous))
         self._on_change(content)

@@ -1,10 +1,12 @@
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from port_webhook_handlers.runtime.secret_file import (
     ApiCredentials,
+    LiveSecrets,
     SecretFile,
     SecretFileError,
     SigningSecret,
@@ -16,6 +18,7 @@ CONTENT = StoredSecrets(
     api=ApiCredentials("id", "api-secret"),
     decryption=("decryption-secret",),
     secrets={"TOKEN": "token-secret"},
+    previous=(SigningSecret("rotated-secret", 2000.0),),
 )
 
 
@@ -76,8 +79,19 @@ def test_delete(store: SecretFile) -> None:
 
 
 def test_ended_signing_secrets_are_not_active() -> None:
-    assert CONTENT.active_signing(1000.0) == ["first-secret", "old-secret"]
-    assert CONTENT.active_signing(1000.1) == ["first-secret"]
+    assert CONTENT.active_signing(1000.0) == ["first-secret", "old-secret", "rotated-secret"]
+    assert CONTENT.active_signing(1000.1) == ["first-secret", "rotated-secret"]
+    assert CONTENT.active_signing(2000.1) == ["first-secret"]
+
+
+def test_a_rotated_secret_verifies_until_its_end_and_decrypts(store: SecretFile) -> None:
+    live = LiveSecrets(store)
+    assert live.signing(999.0) == [b"first-secret", b"old-secret", b"rotated-secret"]
+    assert live.content.decryption == ("decryption-secret", "rotated-secret")
+    store.write(replace(CONTENT, signing=(SigningSecret("first-secret"),), previous=()))
+    assert live.refresh()
+    assert live.signing(999.0) == [b"first-secret"]
+    assert live.content.decryption == ("decryption-secret",)
 
 
 @pytest.mark.parametrize(
