@@ -34,6 +34,7 @@ _SETTINGS = {
     "destinationCheck": ("destination_check", BOOLEAN),
     "deliveryTimeoutSeconds": ("delivery_timeout_seconds", _POSITIVE),
     "holdDeliveries": ("hold_deliveries", BOOLEAN),
+    "claimSeconds": ("claim_seconds", _POSITIVE),
     "permissionsDelaySeconds": ("permissions_delay_seconds", {"type": "number", "minimum": 0}),
 }
 _SETTINGS_SCHEMA = closed("", **{name: schema for name, (_, schema) in _SETTINGS.items()})

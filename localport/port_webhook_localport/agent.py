@@ -24,7 +24,8 @@ def claim(port: Port, call: Call) -> Reply:
         return Reply({"runs": []})
     excluded = set(call.body.get("exclude", []))
     moment = time.time()
-    until = moment + call.body.get("visibilityTimeoutMs", _DEFAULT_VISIBILITY_MS) / 1000
+    seconds = call.body.get("visibilityTimeoutMs", _DEFAULT_VISIBILITY_MS) / 1000
+    until = moment + min(seconds, port.settings.claim_seconds)
     claimed: list[dict[str, object]] = []
     for run in runstate.with_delivery(port, "agent"):
         if len(claimed) >= call.body.get("limit", 100):

@@ -34,6 +34,7 @@ class Settings:
         destination_check: refuse private webhook addresses as Port does.
         delivery_timeout_seconds: for one delivery, connect to last byte.
         hold_deliveries: keep invocations back until this is false again.
+        claim_seconds: bound of the time for which an agent may claim a run (Port's: ten minutes).
         permissions_delay_seconds: an action's permissions appear this much after the action.
     """
 
@@ -44,6 +45,7 @@ class Settings:
     destination_check: bool = False
     delivery_timeout_seconds: float = 30.0
     hold_deliveries: bool = False
+    claim_seconds: float = 600.0
     permissions_delay_seconds: float = 0.05
 
 

@@ -1,0 +1,293 @@
+"""Invocations as the two transports carry them, in one shape (Port's formats)."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from port_webhook_handlers.port.signature import sign
+from port_webhook_handlers.port.strict_json import StrictJsonError, strict_json
+
+SIGNATURE: Final = "x-port-signature"
+TIMESTAMP: Final = "x-port-timestamp"
+_NODE_RUN: Final = "wfnr_"
+_FUTURE_SECONDS: Final = 300
+# As seconds this is the year 5138; as milliseconds it is 1973.
+_MILLISECONDS_FROM: Final = 10**11
+
+
+@dataclass(slots=True)
+class Lease:
+    """The right to work on messages.
+
+    Attributes:
+        revoked: another agent has got it; what has not begun must not begin.
+        busy: attempts under way.
+    """
+
+    revoked: bool = False
+    busy: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """The invocation method of a message, evaluated."""
+
+    url: str | None
+    method: str
+    headers: Mapping[str, str]
+    synchronized: bool
+    type: str = "WEBHOOK"
+
+
+def _nothing() -> None:
+    return
+
+
+@dataclass(slots=True)
+class Message:
+    """One invocation.
+
+    Attributes:
+        name: where it comes from, for logs.
+        run_id: Port's id; None for an entity change, which nobody waits for.
+        action: identifier of the action or automation, where it can be told.
+        key: messages of one key are worked on one after the other.
+        invocation: what to call.
+        body: what is sent unless a mapping says otherwise.
+        document: what mappings read, in the shape that Port's own agent gives them.
+        refusal: why it is not delivered; the run ends with this.
+        lease: the right to work on it.
+        acknowledge: tells the source that the outcome is durable.
+        release: tells the source that this agent leaves it alone.
+        arrived: monotonic seconds.
+    """
+
+    name: str
+    run_id: str | None
+    action: str | None
+    key: str
+    invocation: Invocation
+    body: Any
+    document: dict[str, Any]
+    refusal: str | None = None
+    lease: Lease = field(default_factory=Lease)
+    acknowledge: Callable[[], None] = _nothing
+    release: Callable[[], None] = _nothing
+    arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_node_run(self) -> bool:
+        """Whether it is a node of a workflow, which has routes of its own in Port's API."""
+        return self.run_id is not None and self.run_id.startswith(_NODE_RUN)
+
+
+class PoisonError(Exception):
+    """A message that stands for no run that could be ended; the message says why, without its content."""
+
+
+class ForeignError(Exception):
+    """A message that is not for an agent."""
+
+
+def from_topic(
+    name: str,
+    value: bytes | None,
+    secrets: Sequence[bytes],
+    *,
+    now: float,
+    max_age: float,
+    allow_unsigned: bool = False,
+) -> Message:
+    """A message of the topic of runs, verified.
+
+    Port signs the message without the two headers of the signature, in compact JSON. A message that cannot be
+    verified is not delivered; its run ends as FAILURE, because nobody else would end it.
+
+    Args:
+        name: where it comes from.
+        value: the bytes.
+        secrets: active signing secrets.
+        now: seconds since the epoch.
+        max_age: seconds; an older signature is refused.
+        allow_unsigned: take messages that carry no signature at all, as KAFKA-type actions send them.
+
+    Raises:
+        PoisonError: not JSON, or no run id.
+        ForeignError: an invocation without `agent: true`.
+    """
+    document = _parsed(value)
+    method = _at(document, "payload", "action", "invocationMethod")
+    unsigned_kind = not isinstance(method, dict)
+    method = method if isinstance(method, dict) else {}
+    if not unsigned_kind and method.get("agent") is not True:
+        raise ForeignError(name)
+    run_id = _run_id(document)
+    if run_id is None:
+        raise PoisonError("the message names no run")
+    refusal = None
+    headers = document.get("headers")
+    headers = headers if isinstance(headers, dict) else {}
+    signed = {key.lower(): item for key, item in headers.items() if key.lower() in (SIGNATURE, TIMESTAMP)}
+    kept = {key: item for key, item in headers.items() if key.lower() not in (SIGNATURE, TIMESTAMP)}
+    body = {key: item for key, item in document.items() if key != "headers"}
+    if not (allow_unsigned and not signed):
+        covered = dict(document)
+        if method.get("type") == "GITLAB":
+            covered.pop("headers", None)
+        elif "headers" in covered:
+            covered["headers"] = kept
+        refusal = _signature_problem(covered, signed, secrets, now, max_age)
+    invocation = _invocation(method, kept or method.get("headers"))
+    return Message(name, run_id, _action(document), f"run {run_id}", invocation, body, document, refusal)
+
+
+def from_change_log(name: str, value: bytes | None) -> Message:
+    """A message of the change log; it carries no signature (Port's rule).
+
+    Raises:
+        PoisonError: not JSON.
+        ForeignError: the blueprint names no destination for an agent.
+    """
+    document = _parsed(value)
+    destination = document.get("changelogDestination")
+    if not isinstance(destination, dict) or destination.get("agent") is not True:
+        raise ForeignError(name)
+    context = document.get("context")
+    context = context if isinstance(context, dict) else {}
+    key = f"entity {context.get('blueprint')} {context.get('entity')}"
+    return Message(name, None, None, key, _invocation(destination, None), document, document)
+
+
+def from_run(run: Mapping[str, Any]) -> Message:
+    """A run as claiming hands it out: the body is the evaluated one, and nothing is mixed into it.
+
+    Raises:
+        PoisonError: it has no id.
+    """
+    run_id = run.get("id")
+    if not isinstance(run_id, str) or not run_id:
+        raise PoisonError("a claimed run has no id")
+    payload = run.get("payload")
+    payload = payload if isinstance(payload, dict) else {}
+    body = payload.get("body")
+    action = run.get("action")
+    action = action.get("identifier") if isinstance(action, dict) else action
+    document = _official_document(run_id, payload, body if isinstance(body, dict) else {})
+    invocation = _invocation(payload, payload.get("headers"))
+    named = action if isinstance(action, str) else _action(document)
+    return Message(run_id, run_id, named, f"run {run_id}", invocation, body, document)
+
+
+def from_node_run(run: Mapping[str, Any]) -> Message:
+    """A node of a workflow as claiming hands it out.
+
+    Raises:
+        PoisonError: it has no id.
+    """
+    run_id = run.get("identifier") or run.get("id")
+    if not isinstance(run_id, str) or not run_id:
+        raise PoisonError("a claimed node has no id")
+    payload = run.get("payload") or _at(run, "config") or {}
+    payload = payload if isinstance(payload, dict) else {}
+    document = _official_document(run_id, payload, {})
+    document["context"]["nodeConfig"] = run.get("config", payload)
+    invocation = _invocation(payload, payload.get("headers"))
+    return Message(run_id, run_id, None, f"run {run_id}", invocation, payload.get("body", {}), document)
+
+
+def _official_document(run_id: str, payload: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """What mappings of Port's own agent see when it polls."""
+    method = {key: payload.get(key) for key in ("type", "url", "synchronized", "method", "headers")}
+    document: dict[str, Any] = {**body, "headers": payload.get("headers") or {}}
+    inner = document.get("payload")
+    inner = dict(inner) if isinstance(inner, dict) else {}
+    action = inner.get("action")
+    inner["action"] = {**(action if isinstance(action, dict) else {}), "invocationMethod": method}
+    context = document.get("context")
+    document["payload"] = inner
+    document["context"] = {**(context if isinstance(context, dict) else {}), "runId": run_id}
+    return document
+
+
+def _parsed(value: bytes | None) -> dict[str, Any]:
+    if value is None:
+        raise PoisonError("the message is empty")
+    try:
+        document = strict_json(value)
+    except StrictJsonError as error:
+        raise PoisonError(str(error)) from None
+    if not isinstance(document, dict):
+        raise PoisonError("the message is not a JSON object")
+    return document
+
+
+def _invocation(method: Mapping[str, Any], headers: object) -> Invocation:
+    url = method.get("url")
+    verb = method.get("method")
+    return Invocation(
+        url=url if isinstance(url, str) else None,
+        method=verb.upper() if isinstance(verb, str) and verb else "POST",
+        headers={
+            str(name): value if isinstance(value, str) else json.dumps(value)
+            for name, value in (headers if isinstance(headers, dict) else {}).items()
+            if value is not None
+        },
+        synchronized=method.get("synchronized") is True,
+        type=str(method.get("type") or "WEBHOOK"),
+    )
+
+
+def _run_id(document: Mapping[str, Any]) -> str | None:
+    for path in (("context", "runId"), ("port_context", "runId"), ("port_context", "run_id")):
+        found = _at(document, *path)
+        if isinstance(found, str) and found:
+            return found
+    return None
+
+
+def _action(document: Mapping[str, Any]) -> str | None:
+    for found in (_at(document, "port_context", "action"), document.get("action")):
+        if isinstance(found, str) and found:
+            return found
+    return None
+
+
+def _at(document: Mapping[str, Any], *path: str) -> Any:
+    value: Any = document
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _signature_problem(
+    covered: Mapping[str, Any],
+    signed: Mapping[str, Any],
+    secrets: Sequence[bytes],
+    now: float,
+    max_age: float,
+) -> str | None:
+    signature, timestamp = signed.get(SIGNATURE), signed.get(TIMESTAMP)
+    if not isinstance(signature, str) or not isinstance(timestamp, int | str) or isinstance(timestamp, bool):
+        return "The message carries no signature of Port, so it was not delivered."
+    text = str(timestamp)
+    if not (text.isascii() and text.isdigit() and 10 <= len(text) <= 13):
+        return "The message's timestamp is malformed, so it was not delivered."
+    data = json.dumps(covered, ensure_ascii=False, separators=(",", ":")).encode()
+    matched = False
+    for secret in secrets:
+        matched |= hmac.compare_digest(
+            sign(secret, text, data).encode(), signature.encode("utf-8", "replace")
+        )
+    if not matched:
+        return "The agent holds no secret that made the message's signature, so it was not delivered."
+    seconds = float(text)
+    if seconds >= _MILLISECONDS_FROM:
+        seconds /= 1000
+    if not -_FUTURE_SECONDS <= now - seconds <= max_age:
+        return "The message is older than this agent accepts, so it was not delivered."
+    return None

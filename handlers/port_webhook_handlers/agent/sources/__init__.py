@@ -1,0 +1,1 @@
+"""Where invocations come from."""
