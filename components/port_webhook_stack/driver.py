@@ -162,6 +162,25 @@ class StackDriver:
         """Exports of the last deployment; secret ones are left out."""
         return {name: output.value for name, output in self._stack.outputs().items() if not output.secret}
 
+    def set_secret(self, key: str, value: str, *, path: bool = False) -> None:
+        """Writes an encrypted value to the stack file; it is not among any process's arguments.
+
+        Args:
+            key: the setting, with its namespace.
+            value: in plain text.
+            path: `key` names a place inside a setting, such as `port-webhook-stack:secrets.TOKEN`.
+
+        Raises:
+            DriverError: the stack cannot be opened, or the key is no such place.
+        """
+        options = ["--secret", "--stack", self._stack_name, *(["--path"] if path else [])]
+        try:
+            self._cli.run(
+                ["config", "set", *options, "--", key], str(self._project), self._environment, stdin=value
+            )
+        except auto.CommandError as error:
+            raise DriverError(_first_error(str(error))) from error
+
     def _program(self) -> None:
         # Modules of an earlier run would keep their definitions.
         runpy.run_path(str(self._project / "__main__.py"), run_name="__main__")
@@ -250,11 +269,13 @@ class _Cli(auto.PulumiCommand):
         additional_env: Mapping[str, str],
         on_output: Callable[[str], Any] | None = None,
         on_error: Callable[[str], Any] | None = None,
+        *,
+        stdin: str | None = None,
     ) -> auto.CommandResult:
         environment = {**os.environ, **additional_env, "PULUMI_AUTOMATION_API": "true"}
         process = subprocess.Popen(
             [self.command, "--non-interactive", *args],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=cwd,
@@ -280,6 +301,9 @@ class _Cli(auto.PulumiCommand):
         ]
         for thread in threads:
             thread.start()
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin as stream:
+                stream.write(stdin or "")
         try:
             code = process.wait()
             for thread in threads:

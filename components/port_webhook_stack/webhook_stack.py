@@ -92,7 +92,7 @@ class WebhookStack(pulumi.ComponentResource):
             api={"clientId": reporter.client_id, "clientSecret": reporter.client_secret}
             if reporter
             else organisation,
-            decryption=list(settings.decryption_keys) or [organisation["clientSecret"]],
+            decryption=_decryption_keys(settings, organisation),
             secrets=settings.secrets,
             # A list of signing secrets says itself how long each one counts.
             overlap_seconds=0 if settings.signing_secrets else ROTATION_OVERLAP_SECONDS,
@@ -266,6 +266,16 @@ def _organisation(settings: Settings, local_port: LocalPort | None) -> dict[str,
     if local_port:
         return {"clientId": local_port.client_id, "clientSecret": local_port.client_secret}
     return {"clientId": settings.client_id or "", "clientSecret": settings.client_secret or ""}
+
+
+def _decryption_keys(
+    settings: Settings, organisation: Mapping[str, pulumi.Input[str]]
+) -> list[pulumi.Input[str]]:
+    keys: list[pulumi.Input[str]] = [*settings.decryption_keys]
+    # Private keys open what a browser has encrypted; the rest Port encrypts with the client secret.
+    if all(key.lstrip().startswith("-----BEGIN") for key in settings.decryption_keys):
+        keys.append(organisation["clientSecret"])
+    return keys
 
 
 def _signing_secrets(

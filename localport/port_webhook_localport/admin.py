@@ -23,7 +23,7 @@ from port_webhook_localport import __version__, automations, entities, runstate,
 from port_webhook_localport.faults import Faults
 from port_webhook_localport.port import Port, RateWindow, Settings
 from port_webhook_localport.schemas import BOOLEAN, STRING, Schema, check, closed, one_of
-from port_webhook_localport.web import Call, Reply, compact, invalid_request, not_found, now
+from port_webhook_localport.web import ApiError, Call, Reply, compact, invalid_request, not_found, now
 
 _POSITIVE: Schema = {"type": "number", "exclusiveMinimum": 0}
 _SETTINGS = {
@@ -150,9 +150,12 @@ def rotate_secret(port: Port, call: Call) -> Reply:
             port.change_credentials(known.stage())
         case "activate":
             port.change_credentials(known.activate(call.body.get("overlapSeconds", 0)))
+        case _ if known.is_staged:
+            raise ApiError(
+                409, "rotation_under_way", "the former secret still signs: activate the new one first"
+            )
         case _:
-            # Nobody may be left without a secret that signs.
-            port.change_credentials(known.activate(0).retire())
+            port.change_credentials(known.retire())
     return Reply({"staged": port.credentials.is_staged})
 
 

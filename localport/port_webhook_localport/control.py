@@ -138,9 +138,10 @@ def rotate_secret(home: Path, step: RotationStep, overlap_seconds: float = 0) ->
         headers = {"authorization": f"Bearer {endpoint.admin_token}"}
         connection.request("POST", "/_local/rotate-secret", body, headers)
         reply = connection.getresponse()
+        answer = json.loads(reply.read())
         if reply.status != 200:
-            raise LocalPortError(f"Local Port of {home} refused the rotation: {reply.read(4096)!r}")
-    except (OSError, http.client.HTTPException) as error:
+            raise LocalPortError(f"Local Port of {home} refuses: {answer.get('message')}")
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise LocalPortError(f"Local Port of {home} does not answer: {error}") from error
     finally:
         connection.close()

@@ -160,6 +160,13 @@ def test_the_keys_are_separate_and_default_to_the_client_secret(run: Callable[..
     assert plain(store["decryption"]) == ["key"]
     assert CLIENT_SECRET not in json.dumps({name: plain(value) for name, value in store.items()})
 
+    # A private key opens other inputs than the client secret does.
+    pem = "-----BEGIN PRIVATE KEY-----"
+    store = (
+        run({**public, "decryptionKeys": [pem]}, provider, ("decryptionKeys",)).registered["w-secrets"].inputs
+    )
+    assert plain(store["decryption"]) == [pem, CLIENT_SECRET]
+
 
 def test_everything_in_the_store_is_secret(run: Callable[..., Mocks]) -> None:
     store = run({"secrets": {"TOKEN": "t"}}, secret=("secrets",)).registered["w-secrets"].inputs

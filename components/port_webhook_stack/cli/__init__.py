@@ -1,5 +1,7 @@
 """The command `port-webhook`."""
 
+from port_webhook_stack.cli import approvals, secrets
 from port_webhook_stack.cli.app import main
 
-__all__ = ["main"]
+# Modules that add commands to those of `app`.
+__all__ = ["approvals", "main", "secrets"]

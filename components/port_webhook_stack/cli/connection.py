@@ -23,7 +23,7 @@ def connect(project: Path, stack: str) -> PortClient:
     Raises:
         ConnectionUnavailableError: local Port does not run, or credentials are missing.
     """
-    values = _provider_configuration(project, stack)
+    values = provider_configuration(project, stack)
     if values.get("region") == "local":
         return _connect_local(project, stack, values)
     base_url = values.get("baseUrl") or API_BASE_URLS.get(values.get("region", "eu"))
@@ -38,7 +38,7 @@ def connect(project: Path, stack: str) -> PortClient:
 
 def state_folder(project: Path, stack: str) -> Path:
     """Folder of a stack's local state."""
-    return project / (_provider_configuration(project, stack).get("stateDir") or f".state/{stack}")
+    return project / (provider_configuration(project, stack).get("stateDir") or f".state/{stack}")
 
 
 def _connect_local(project: Path, stack: str, values: Mapping[str, str]) -> PortClient:
@@ -51,13 +51,27 @@ def _connect_local(project: Path, stack: str, values: Mapping[str, str]) -> Port
     return PortClient(endpoint.url, endpoint.client_id, endpoint.client_secret)
 
 
-def _provider_configuration(project: Path, stack: str) -> dict[str, str]:
+def stack_configuration(project: Path, stack: str) -> dict[str, object]:
+    """What a stack file sets, as it stands there: secrets are encrypted.
+
+    Raises:
+        ConnectionUnavailableError: there is no such stack file.
+    """
     import yaml
 
     stack_file = project / "stacks" / f"Pulumi.{stack}.yaml"
     if not stack_file.is_file():
         raise ConnectionUnavailableError(f"stack {stack!r} has no file {stack_file.relative_to(project)}")
-    configuration = (yaml.safe_load(stack_file.read_text(encoding="utf-8")) or {}).get("config") or {}
+    return (yaml.safe_load(stack_file.read_text(encoding="utf-8")) or {}).get("config") or {}
+
+
+def provider_configuration(project: Path, stack: str) -> dict[str, str]:
+    """The provider's plain settings, from the stack file or the environment.
+
+    Raises:
+        ConnectionUnavailableError: there is no such stack file.
+    """
+    configuration = stack_configuration(project, stack)
     values = {
         key: value
         for key in ("region", "baseUrl", "clientId", "clientSecret", "stateDir")

@@ -156,6 +156,8 @@ def test_a_rotation_in_steps(own_local_port: LocalPort, webhook: Webhook) -> Non
     new = control.rotate_secret(home, "stage").client_secret
     assert new != old
     assert control.rotate_secret(home, "stage").client_secret == new
+    with pytest.raises(LocalPortError, match="activate the new one first"):
+        control.rotate_secret(home, "retire")
     assert (token_status(own_local_port, old), token_status(own_local_port, new)) == (200, 200)
     assert signed_with(old)
     own_local_port.restart()
