@@ -19,3 +19,4 @@ base=(handlers/pyproject.toml localport/pyproject.toml components/pyproject.toml
 compile --override "$overrides" "${base[@]}" --extra local --extra lint --extra encryption requirements/build.in requirements/dev.in -o requirements/dev.txt "$@"
 compile --override "$overrides" "${base[@]}" --extra local --extra lint --extra encryption requirements/build.in -c requirements/dev.txt -o requirements/base.txt
 compile handlers/pyproject.toml -c requirements/dev.txt -o requirements/handlers.txt
+compile requirements/uv.in -c requirements/dev.txt -o requirements/uv.txt
