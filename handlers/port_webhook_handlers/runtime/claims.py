@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from port_webhook_handlers.runtime.secret_file import StoredSecrets
 
 
 class LedgerError(Exception):
@@ -110,6 +113,15 @@ class Reports(Protocol):
 
     async def unreported(self) -> list[str]:
         """Runs that have something to report."""
+        ...
+
+
+class CurrentSecrets(Protocol):
+    """A secrets store that may be written while it is read."""
+
+    @property
+    def content(self) -> StoredSecrets:
+        """Its content now."""
         ...
 
 

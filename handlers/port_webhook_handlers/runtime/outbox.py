@@ -18,10 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from port_webhook_handlers.port.client import PortApiError, PortClient, PortError, quote
-from port_webhook_handlers.runtime.claims import LedgerError, Report, Reports
+from port_webhook_handlers.runtime.claims import CurrentSecrets, LedgerError, Report, Reports
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.metrics import Metrics
-from port_webhook_handlers.runtime.secret_file import LiveSecrets
 
 if TYPE_CHECKING:
     from port_webhook_handlers.runtime.secret_file import ApiCredentials
@@ -52,7 +51,7 @@ class Outbox:
     def __init__(
         self,
         ledger: Reports,
-        secrets: LiveSecrets,
+        secrets: CurrentSecrets,
         base_url: str | Callable[[], str],
         log: Log,
         metrics: Metrics,
@@ -148,7 +147,7 @@ class Outbox:
         try:
             while reports := await self._ledger.reports(run_id):
                 self._again.discard(run_id)
-                group = _group(reports)
+                group = group_of(reports)
                 kind = group[0].kind
                 try:
                     await self._send(run_id, group)
@@ -317,7 +316,7 @@ class Outbox:
             return self._client
 
 
-def _group(reports: Sequence[Report]) -> list[Report]:
+def group_of(reports: Sequence[Report]) -> list[Report]:
     """The first report, with the log lines that follow a log line: they are sent in one call."""
     group = [reports[0]]
     if reports[0].kind == "log":

@@ -1,0 +1,101 @@
+"""Values from Secrets Manager, kept for a while."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from port_webhook_handlers.runtime.aws.api import AwsApi, AwsError
+from port_webhook_handlers.runtime.logs import Log
+from port_webhook_handlers.runtime.redact import Redactor
+from port_webhook_handlers.runtime.secret_file import SecretFileError, StoredSecrets
+
+# A sender without a valid signature must not be able to run up a bill.
+_REFETCH_SECONDS: Final = 10.0
+
+
+class CachedSecrets:
+    """The content of one or more secrets, put together.
+
+    A fetch that fails leaves the last good content in force.
+
+    Args:
+        api: calls to AWS.
+        arns: by what they hold; those of `wanted` are read.
+        wanted: which of them this function may read.
+        seconds: how long a value is kept.
+        log: gets the values to hide.
+        clock: seconds, from any start.
+    """
+
+    def __init__(
+        self,
+        api: AwsApi,
+        arns: Mapping[str, str],
+        wanted: tuple[str, ...],
+        seconds: float,
+        log: Log,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._arns = [arns[name] for name in wanted if name in arns]
+        self._seconds = seconds
+        self._log = log
+        self._clock = clock
+        self._fetched = 0.0
+        self._refreshed = float("-inf")
+        self._content: StoredSecrets | None = None
+
+    @property
+    def content(self) -> StoredSecrets:
+        """The content now.
+
+        Raises:
+            AwsError: it was never read and cannot be read.
+            SecretFileError: it is not what the components write.
+        """
+        if self._content is None:
+            return self._fetch()
+        if self._clock() - self._fetched >= self._seconds:
+            self._try_fetch()
+        return self._content
+
+    def signing(self, now: float) -> list[bytes]:
+        """The signing secrets in force at `now` (seconds since the epoch)."""
+        return [value.encode() for value in self.content.active_signing(now)]
+
+    def refresh(self) -> bool:
+        """Reads them again, unless that was done a moment ago; whether they changed."""
+        if self._clock() - self._refreshed < _REFETCH_SECONDS:
+            return False
+        self._refreshed = self._clock()
+        before = self._content
+        self._try_fetch()
+        return self._content != before
+
+    def _try_fetch(self) -> None:
+        try:
+            self._fetch()
+        except (AwsError, SecretFileError) as error:
+            self._fetched = self._clock()
+            self._log("secrets not read", error=str(error))
+
+    def _fetch(self) -> StoredSecrets:
+        merged: dict[str, object] = {}
+        for arn in self._arns:
+            value = self._api.call("secretsmanager", "GetSecretValue", {"SecretId": arn})
+            try:
+                merged.update(json.loads(value["SecretString"]))
+            except (KeyError, ValueError, TypeError) as error:
+                raise SecretFileError(
+                    f"secret {arn}: is not what the stack wrote; deploy it again"
+                ) from error
+        content = StoredSecrets.from_json(merged)
+        self._content, self._fetched = content, self._clock()
+        api = () if content.api is None else (content.api.client_secret,)
+        self._log.redact = Redactor(
+            (*(item.value for item in content.signing), *api, *content.decryption, *content.secrets.values())
+        )
+        return content
