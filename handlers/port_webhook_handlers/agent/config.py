@@ -245,6 +245,8 @@ def _typed(value: Any, annotation: str, where: str) -> Any:
     wanted: Any = {"str": str, "bool": bool, "int": int, "float": int | float}.get(kind)
     if wanted is None or not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
         raise AgentConfigError(f"{where}: has the wrong type, {type(value).__name__}")
-    if kind in ("int", "float") and not (0 < value < float("inf") or (value == 0 and where.endswith("_port"))):
+    if kind in ("int", "float") and not (
+        0 < value < float("inf") or (value == 0 and where.endswith("_port"))
+    ):
         raise AgentConfigError(f"{where}: must be above zero, not {value}")
     return value
