@@ -1,12 +1,23 @@
 """The process that runs handlers. It holds no credential of Port and gets only the secrets a handler declared.
 
 It is started with the number of an inherited socket and the digest of the bundle. One request is one JSON line
-from the parent; the answers are JSON lines to it. When the parent goes away, the whole process group ends: a
+from the parent; the answers are JSON lines to it. Requests may be sent ahead; they are executed one after the
+other, and a result is sent before the next one starts, so that the parent knows which of them may have started.
+
+| from the parent | answer |
+|---|---|
+| a request | its messages, the result last |
+| `{"prepare": "module:function"}` | `{"ready": true}` once the handler is loaded |
+| `{"withdraw":true}` | `{"withdrawn": n}`: the last n requests will not be started |
+
+When the parent goes away, the whole process group ends: a
 later server decides what becomes of the run, so this one must not go on working on it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import queue
@@ -14,10 +25,15 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from port_webhook_handlers.runtime.manifest import ManifestError, load, verify_files
+
+WITHDRAW: Final = b'{"withdraw":true}'
+
+_READ_BYTES: Final = 1024 * 1024
 
 
 class Channel:
@@ -26,6 +42,7 @@ class Channel:
     def __init__(self, connection: socket.socket, lock: threading.Lock) -> None:
         self._connection = connection
         self._lock = lock
+        self._began = time.perf_counter()
         self.ended = False
 
     def send(self, message: dict[str, Any]) -> None:
@@ -34,12 +51,15 @@ class Channel:
         Raises:
             TypeError: a value is not JSON.
         """
+        ends = "result" in message
+        if ends:
+            message = {**message, "seconds": time.perf_counter() - self._began}
         line = json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         with self._lock:
             if self.ended:
                 return
-            self.ended = "result" in message
-            if self.ended:
+            self.ended = ends
+            if ends:
                 # What the handler printed must be with the parent before it takes the run as ended.
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -66,21 +86,45 @@ def main() -> None:
     connection = socket.socket(fileno=descriptor)
     # Processes that a handler starts must not keep the connection open.
     connection.set_inheritable(False)
-    requests: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(connection, requests), daemon=True).start()
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     lock = threading.Lock()
+    threading.Thread(target=_read, args=(connection, requests, lock), daemon=True).start()
+    _load_ahead(bundle, digest)
     checked = False
-    while (request := requests.get()) is not None:
+    while True:
+        request = json.loads(requests.get())
         channel = Channel(connection, lock)
         if not checked:
-            # Now and not at the start, which may have been long ago: the next thing is the import.
+            # Once more: the start may have been long ago, and the next thing is the import.
             try:
                 verified(bundle, digest)
             except ManifestError as error:
                 channel.send(_failure(str(error), "ManifestError"))
                 continue
             checked = True
-        _run(request, channel)
+        if "prepare" in request:
+            _prepare(request["prepare"])
+            channel.send({"ready": True})
+        else:
+            _run(request, channel)
+
+
+def _load_ahead(bundle: Path, digest: str) -> None:
+    """Loads what every handler needs while nobody waits for it."""
+    try:
+        verified(bundle, digest)
+        importlib.import_module("port_webhook_handlers.sdk.invoke")
+    except Exception:  # noqa: BLE001
+        # The first request finds the same and reports it.
+        return
+
+
+def _prepare(handler: str) -> None:
+    try:
+        importlib.import_module(handler.partition(":")[0])
+    except BaseException:  # noqa: BLE001
+        # The first run finds the same and reports it.
+        return
 
 
 def _run(request: dict[str, Any], channel: Channel) -> None:
@@ -108,14 +152,30 @@ def _failure(summary: str, error_type: str) -> dict[str, Any]:
     }
 
 
-def _read(connection: socket.socket, requests: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+def _read(connection: socket.socket, requests: queue.SimpleQueue[bytes], lock: threading.Lock) -> None:
+    rest = b""
     try:
-        with connection.makefile("rb") as stream:
-            for line in stream:
-                requests.put(json.loads(line))
+        while data := connection.recv(_READ_BYTES):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line == WITHDRAW:
+                    count = _withdraw(requests)
+                    with lock:
+                        connection.sendall(b'{"withdrawn":%d}\n' % count)
+                else:
+                    requests.put(line)
     except OSError:
         pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _withdraw(requests: queue.SimpleQueue[bytes]) -> int:
+    count = 0
+    with contextlib.suppress(queue.Empty):
+        while True:
+            requests.get_nowait()
+            count += 1
+    return count
 
 
 if __name__ == "__main__":

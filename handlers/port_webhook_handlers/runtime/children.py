@@ -1,4 +1,10 @@
-"""Child processes as the parent sees them: started ahead, reused by the same route, killed for real."""
+"""Child processes as the parent sees them: started ahead, reused by the same route, killed for real.
+
+A child executes one request after the other, in the order in which it got them. Requests of a synchronous route
+whose handler is quick are sent ahead, many at a time, so that a whole batch costs a few system calls. What that
+must not cost: the first request without a result is the only one that may have started, so when a child dies or
+is killed, the others go to another child; and those behind a request that turns out slow are taken back.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +14,13 @@ import os
 import signal
 import socket
 import subprocess
-import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from port_webhook_handlers.process import ProcessIdentity
+from port_webhook_handlers.runtime.child import WITHDRAW
 from port_webhook_handlers.runtime.execution import Outcome
 from port_webhook_handlers.runtime.launch import CHILD_LIBRARIES, python_command, scrubbed_environment
 from port_webhook_handlers.runtime.logs import Log
@@ -22,27 +29,165 @@ _MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 _MAX_OUTPUT_BYTES: Final = 64 * 1024
 _IDLE_SECONDS: Final = 60.0
 _MAX_IDLE: Final = 8
-_MAX_RUNS: Final = 100
+# A child is replaced after so many runs, because handlers may leak; its successor is made ready before.
+_MAX_RUNS: Final = 20_000
+_PREPARE_RUNS: Final = 19_000
+# Requests in one child, waiting and running.
+_DEPTH: Final = 64
+_QUICK_SECONDS: Final = 0.005
+_STUCK_SECONDS: Final = 0.1
+_WATCH_SECONDS: Final = 0.02
+
+OnMessage = Callable[[dict[str, Any]], None]
+OnSpawn = Callable[[str], Awaitable[None]]
 
 
-OnMessage = Callable[[dict[str, Any]], Awaitable[None]]
-OnStart = Callable[[str], Awaitable[None]]
+class NotStartedError(Exception):
+    """No child was free for the request in time; it was not executed."""
 
 
-class _Child:
+class _Job:
+    __slots__ = ("deadline", "future", "line", "on_message", "run_id", "seconds")
+
     def __init__(
-        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, run_id: str, line: bytes, seconds: float, on_message: OnMessage, loop: asyncio.AbstractEventLoop
     ) -> None:
+        self.run_id = run_id
+        self.line = line
+        self.seconds = seconds
+        self.deadline = loop.time() + seconds
+        self.on_message = on_message
+        self.future: asyncio.Future[Outcome] = loop.create_future()
+
+    def end(self, outcome: Outcome) -> None:
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+
+class _Child(asyncio.Protocol):
+    """One process and its connection."""
+
+    def __init__(self, process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop) -> None:
         self.process = process
-        self.reader = reader
-        self.writer = writer
         self.identity = ProcessIdentity.of(process.pid)
+        self.name = f"{self.identity.pid}:{self.identity.start_time}"
         self.route = ""
         self.run = ""
+        self.jobs: deque[_Job] = deque()
         self.runs = 0
         self.printed = 0
-        self.idle_since = time.monotonic()
+        self.idle_since = loop.time()
+        self.head_since = 0.0
+        self.withdrawing = False
+        self.late: _Job | None = None
+        self.garbled: Exception | None = None
         self.output: asyncio.Task[None] | None = None
+        self.ready = loop.create_future()
+        self.closed = loop.create_future()
+        self.on_result: Callable[[_Child, float], None] = lambda child, seconds: None
+        self.on_withdrawn: Callable[[_Child, list[_Job]], None] = lambda child, jobs: None
+        self._loop = loop
+        self._outgoing: list[bytes] = []
+        self._rest = b""
+
+    # Requests
+
+    def send(self, job: _Job) -> None:
+        """Gives it one more request; requests of one turn of the loop leave together."""
+        if not self.jobs:
+            self._begin(job)
+        self.jobs.append(job)
+        self.runs += 1
+        self.write(job.line)
+
+    def write(self, line: bytes) -> None:
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(line)
+
+    def _flush(self) -> None:
+        data, self._outgoing = b"".join(self._outgoing), []
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    def _begin(self, job: _Job) -> None:
+        self.run = job.run_id
+        self.printed = 0
+        self.head_since = self._loop.time()
+
+    def withdraw(self) -> None:
+        """Asks for the requests back that have not started."""
+        self.withdrawing = True
+        self.write(WITHDRAW + b"\n")
+
+    # Messages
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.garbled is not None:
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        try:
+            if len(self._rest) > _MAX_LINE_BYTES:
+                raise ValueError("a message is too large")
+            for line in lines:
+                self._take(json.loads(line))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            self.garbled = error
+            self.kill()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        result = message.get("result")
+        if result is not None:
+            job = self.jobs.popleft()
+            if self.jobs:
+                self._begin(self.jobs[0])
+            outcome = Outcome(
+                status="SUCCESS" if result.get("status") == "SUCCESS" else "FAILURE",
+                summary=result.get("summary"),
+                link=result.get("link"),
+                response=result.get("response"),
+                retryable=bool(result.get("retryable")),
+                error_type=str(result.get("error_type") or ""),
+            )
+            job.end(outcome)
+            self.on_result(self, float(message.get("seconds") or 0))
+        elif "withdrawn" in message:
+            count = int(message["withdrawn"])
+            self.withdrawing = False
+            back = [self.jobs.pop() for _ in range(count)][::-1]
+            self.on_withdrawn(self, back)
+        elif "ready" in message:
+            if not self.ready.done():
+                self.ready.set_result(None)
+        else:
+            self.jobs[0].on_message(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def kill(self) -> None:
+        """Ends the process and what the handler started; a deployed service has a session of its own."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+class _Route:
+    """What the pool knows about a synchronous route."""
+
+    def __init__(self, handler: str, limit: int) -> None:
+        self.handler = handler
+        self.limit = limit
+        self.waiting: deque[_Job] = deque()
+        self.children: list[_Child] = []
+        self.spawning = 0
+        # Until it is known how long the handler takes, every request gets a child of its own.
+        self.seconds = 1.0
 
 
 class ChildPool:
@@ -53,16 +198,39 @@ class ChildPool:
         digest: its digest; children refuse another.
         work: folder in which children run and compiled files are kept.
         log: takes what handlers print.
+        max_shared: how many children synchronous routes may have together.
+        on_spawn: awaited with the name of a child before it gets its first request.
+        on_end: called with the name of a child that has ended.
     """
 
-    def __init__(self, bundle: Path, digest: str, work: Path, log: Log) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        digest: str,
+        work: Path,
+        log: Log,
+        *,
+        max_shared: int = 16,
+        on_spawn: OnSpawn | None = None,
+        on_end: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self._bundle = bundle
         self._digest = digest
         self._work = work
         self._log = log
+        self._max_shared = max_shared
+        self._on_spawn = on_spawn
+        self._on_end = on_end
         self._idle: list[_Child] = []
         self._spare: asyncio.Task[_Child] | None = None
         self._alive: set[_Child] = set()
+        self._routes: dict[str, _Route] = {}
+        self._cores = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watching: asyncio.TimerHandle | None = None
+        self._assigning = False
         self._closed = False
 
     def warm(self) -> None:
@@ -77,59 +245,69 @@ class ChildPool:
         route: str,
         request: Mapping[str, Any],
         seconds: float,
-        on_start: OnStart,
         on_message: OnMessage,
     ) -> Outcome:
-        """Executes one request.
+        """Executes one request in a child that does nothing else meanwhile.
 
         Args:
             run_id: for the log.
             route: children are reused by the same route only, since they have seen its secrets.
             request: what the child's side of the protocol expects.
             seconds: the child's process group is killed after this time.
-            on_start: awaited with the child's name before it gets the request.
-            on_message: awaited for each message but the result, in order.
+            on_message: called with each message but the result, in order.
         """
         try:
             child = await self._take(route)
         except OSError as error:
-            self._log.error("child not started", error, run=run_id)
-            return Outcome(
-                "FAILURE", "The listener could not start a process for the handler.", retryable=True
-            )
-        child.route, child.run, child.printed = route, run_id, 0
-        child.runs += 1
-        reusable = False
+            return self._not_spawned(error, run_id)
+        job = _Job(run_id, line(request), seconds, on_message, asyncio.get_running_loop())
+        child.send(job)
+        self._watch()
         try:
-            await on_start(f"{child.identity.pid}:{child.identity.start_time}")
-            async with asyncio.timeout(seconds):
-                child.writer.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")
-                await child.writer.drain()
-                outcome = await self._converse(child, on_message)
-            reusable = not outcome.interrupted
-        except TimeoutError:
-            outcome = Outcome(
-                "FAILURE", f"The handler was ended after {seconds:g} s, its time limit.", timed_out=True
-            )
-        except (OSError, ValueError, asyncio.LimitOverrunError) as error:
-            self._log.error("child failed", error, run=run_id)
-            outcome = Outcome(
-                "FAILURE", "The handler's process sent something unreadable.", error_type="ProtocolError"
-            )
-        finally:
-            if reusable and child.runs < _MAX_RUNS and not self._closed:
-                child.idle_since = time.monotonic()
-                self._idle.append(child)
-            else:
-                await asyncio.shield(self._kill(child))
-        if outcome.interrupted:
-            outcome = Outcome("FAILURE", _death(child.process.returncode), interrupted=True)
+            outcome = await job.future
+        except asyncio.CancelledError:
+            child.kill()
+            raise
         await self.trim()
         return outcome
 
+    async def run_shared(
+        self,
+        run_id: str,
+        route: str,
+        handler: str,
+        request: bytes,
+        seconds: float,
+        limit: int,
+        on_message: OnMessage,
+    ) -> Outcome:
+        """Executes one request of a synchronous route, in a child that may have others to do before it.
+
+        Args:
+            run_id, route, on_message: as in `run`.
+            handler: `module:function`, which a further child may load ahead.
+            request: as a line of JSON.
+            seconds: from now on, waiting included.
+            limit: how many requests of the route may be executed at once.
+
+        Raises:
+            NotStartedError: it waited so long.
+        """
+        known = self._routes.get(route)
+        if known is None:
+            known = self._routes[route] = _Route(handler, limit)
+        job = _Job(run_id, request, seconds, on_message, asyncio.get_running_loop())
+        known.waiting.append(job)
+        self._assign_soon()
+        return await job.future
+
     async def trim(self) -> None:
         """Ends children that have been idle for long, or are too many."""
-        oldest = time.monotonic() - _IDLE_SECONDS
+        oldest = asyncio.get_running_loop().time() - _IDLE_SECONDS
+        for route in self._routes.values():
+            for child in [c for c in route.children if not c.jobs and c.idle_since < oldest]:
+                route.children.remove(child)
+                await self._kill(child)
         while self._idle and (len(self._idle) > _MAX_IDLE or self._idle[0].idle_since < oldest):
             await self._kill(self._idle.pop(0))
 
@@ -142,23 +320,159 @@ class ChildPool:
         for child in list(self._alive):
             await self._kill(child)
         self._idle.clear()
+        if self._watching is not None:
+            self._watching.cancel()
+        for route in self._routes.values():
+            while route.waiting:
+                _refuse(route.waiting.popleft())
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # Shared children
+
+    def _assign_soon(self) -> None:
+        if not self._assigning:
+            self._assigning = True
+            asyncio.get_running_loop().call_soon(self._assign)
+
+    def _assign(self) -> None:
+        self._assigning = False
+        for name, route in self._routes.items():
+            while route.waiting:
+                child = self._free(route)
+                if child is None:
+                    break
+                job = route.waiting.popleft()
+                if not job.future.done():
+                    child.send(job)
+            self._grow(name, route)
+        self._watch()
+
+    def _free(self, route: _Route) -> _Child | None:
+        quick = route.seconds < _QUICK_SECONDS
+        usable = [child for child in route.children if child.runs < _MAX_RUNS and not child.withdrawing]
+        if not quick:
+            return next((child for child in usable if not child.jobs), None)
+        # More children than cores only cost more system calls.
+        child = min(usable[: self._cores], key=lambda item: len(item.jobs), default=None)
+        return child if child is not None and len(child.jobs) < _DEPTH else None
+
+    def _grow(self, name: str, route: _Route) -> None:
+        """Starts children for what waits, and successors of those that have done enough."""
+        count = len(route.children) + route.spawning
+        total = sum(len(item.children) + item.spawning for item in self._routes.values())
+        quick = route.seconds < _QUICK_SECONDS
+        allowed = min(route.limit, self._max_shared - total + count)
+        if quick:
+            allowed = min(allowed, self._cores)
+        wanted = min(count + len(route.waiting) - route.spawning, allowed)
+        old = sum(child.runs >= _PREPARE_RUNS for child in route.children[: self._cores])
+        if old and not route.spawning:
+            wanted = max(wanted, count + 1)
+        for _ in range(wanted - count):
+            route.spawning += 1
+            self._background(self._join(name, route))
+
+    async def _join(self, name: str, route: _Route) -> None:
+        try:
+            child = await self._take(name)
+        except OSError as error:
+            route.spawning -= 1
+            # Each failure answers one request, so that they do not wait for a machine without memory.
+            if route.waiting:
+                job = route.waiting.popleft()
+                job.end(self._not_spawned(error, job.run_id))
+            self._assign_soon()
+            return
+        if route.children:
+            # A successor is not needed yet, so it loads the handler first.
+            child.write(line({"prepare": route.handler}))
+            await asyncio.wait([child.ready, child.closed], return_when=asyncio.FIRST_COMPLETED)
+        route.spawning -= 1
+        if child.closed.done() or self._closed:
+            self._assign_soon()
+            return
+        # The newest first: it takes over from one that has done enough.
+        route.children.insert(0, child)
+        self._assign_soon()
+
+    def _ended_one(self, child: _Child, seconds: float) -> None:
+        child.idle_since = asyncio.get_running_loop().time()
+        route = self._routes.get(child.route)
+        if route is None:
+            if child.runs < _MAX_RUNS and not self._closed:
+                self._idle.append(child)
+            else:
+                self._background(self._kill(child))
+            return
+        route.seconds = seconds if route.seconds >= 1 else 0.9 * route.seconds + 0.1 * min(seconds, 1)
+        if child.runs >= _MAX_RUNS and not child.jobs and child in route.children:
+            route.children.remove(child)
+            self._background(self._kill(child))
+        if route.waiting or child.runs == _PREPARE_RUNS:
+            self._assign_soon()
+
+    def _withdrawn(self, child: _Child, jobs: list[_Job]) -> None:
+        route = self._routes[child.route]
+        route.waiting.extendleft(reversed(jobs))
+        # Not quick, at least not now.
+        route.seconds = max(route.seconds, 2 * _QUICK_SECONDS)
+        self._assign_soon()
+
+    # Time limits
+
+    def _watch(self) -> None:
+        if self._watching is None and not self._closed:
+            self._watching = asyncio.get_running_loop().call_later(_WATCH_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._watching = None
+        now = asyncio.get_running_loop().time()
+        busy = False
+        for child in self._alive:
+            if not child.jobs:
+                continue
+            busy = True
+            head = child.jobs[0]
+            if now >= head.deadline and child.late is None:
+                child.late = head
+                child.kill()
+            elif len(child.jobs) > 1 and not child.withdrawing and now - child.head_since > _STUCK_SECONDS:
+                child.withdraw()
+        for route in self._routes.values():
+            busy = busy or bool(route.waiting)
+            while route.waiting and (route.waiting[0].future.done() or now >= route.waiting[0].deadline):
+                _refuse(route.waiting.popleft())
+        if busy:
+            self._watch()
+
+    # Processes
+
+    def _not_spawned(self, error: OSError, run_id: str) -> Outcome:
+        self._log.error("child not started", error, run=run_id)
+        return Outcome("FAILURE", "The listener could not start a process for the handler.", retryable=True)
+
+    def _background(self, work: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _take(self, route: str) -> _Child:
         for index in range(len(self._idle) - 1, -1, -1):
             if self._idle[index].route == route:
                 child = self._idle.pop(index)
-                if child.process.poll() is None and not child.reader.at_eof():
+                if not child.closed.done() and child.process.poll() is None:
                     return child
-                await self._kill(child)
         spare, self._spare = self._spare, None
         child = await (spare or self._spawn())
         self.warm()
-        if child.process.poll() is not None:
-            await self._kill(child)
-            return await self._spawn()
+        if child.closed.done() or child.process.poll() is not None:
+            child = await self._spawn()
+        child.route = route
         return child
 
     async def _spawn(self) -> _Child:
+        loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         output, printed = os.pipe()
         try:
@@ -188,28 +502,61 @@ class ChildPool:
         finally:
             theirs.close()
             os.close(printed)
-        reader, writer = await asyncio.open_connection(sock=ours, limit=_MAX_LINE_BYTES)
-        child = _Child(process, reader, writer)
+        child = _Child(process, loop)
+        child.on_result, child.on_withdrawn = self._ended_one, self._withdrawn
+        ours.setblocking(False)
+        await loop.create_connection(lambda: child, sock=ours)
         self._alive.add(child)
         child.output = asyncio.ensure_future(self._capture(child, output))
+        self._background(self._bury(child))
+        if self._on_spawn is not None:
+            await self._on_spawn(child.name)
         return child
 
-    async def _converse(self, child: _Child, on_message: OnMessage) -> Outcome:
-        while line := await child.reader.readline():
-            message = json.loads(line)
-            if "result" not in message:
-                await on_message(message)
-                continue
-            result = message["result"]
+    async def _bury(self, child: _Child) -> None:
+        """Waits for the end of a child and decides about the requests it had."""
+        await child.closed
+        self._alive.discard(child)
+        child.kill()
+        child.transport.close()
+        await asyncio.to_thread(child.process.wait)
+        if child in self._idle:
+            self._idle.remove(child)
+        if child.output is not None:
+            # A process that left the group may hold the pipe open.
+            await asyncio.wait([child.output], timeout=0.5)
+            child.output.cancel()
+        route = self._routes.get(child.route)
+        if route is not None and child in route.children:
+            route.children.remove(child)
+        if child.jobs:
+            # Every result that it sent has been read, so this is the one it was at.
+            head = child.jobs.popleft()
+            head.end(self._lost(child, head))
+        if route is not None:
+            route.waiting.extendleft(reversed(child.jobs))
+            self._assign_soon()
+        self._on_end(child.name)
+
+    def _lost(self, child: _Child, job: _Job) -> Outcome:
+        if child.late is job:
             return Outcome(
-                status="SUCCESS" if result.get("status") == "SUCCESS" else "FAILURE",
-                summary=result.get("summary"),
-                link=result.get("link"),
-                response=result.get("response"),
-                retryable=bool(result.get("retryable")),
-                error_type=str(result.get("error_type") or ""),
+                "FAILURE", f"The handler was ended after {job.seconds:g} s, its time limit.", timed_out=True
             )
-        return Outcome("FAILURE", interrupted=True)
+        if child.garbled is not None:
+            self._log.error("child failed", child.garbled, run=job.run_id)
+            return Outcome(
+                "FAILURE", "The handler's process sent something unreadable.", error_type="ProtocolError"
+            )
+        return Outcome("FAILURE", _death(child.process.returncode), interrupted=True)
+
+    async def _kill(self, child: _Child) -> None:
+        child.kill()
+        await asyncio.to_thread(child.process.wait)
+        # A copy of the connection may be held by a process that left the group.
+        await asyncio.wait([child.closed], timeout=0.5)
+        child.transport.abort()
+        await child.closed
 
     async def _capture(self, child: _Child, descriptor: int) -> None:
         """Puts what the handler prints into the log, bounded for each run."""
@@ -239,20 +586,6 @@ class ChildPool:
         finally:
             transport.close()
 
-    async def _kill(self, child: _Child) -> None:
-        self._alive.discard(child)
-        try:
-            # The group, so that what the handler started ends too; a deployed service has its own session.
-            os.killpg(child.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        child.writer.close()
-        await asyncio.to_thread(child.process.wait)
-        if child.output is not None:
-            # A process that left the group may hold the pipe open.
-            await asyncio.wait([child.output], timeout=0.5)
-            child.output.cancel()
-
 
 def kill_orphan(child: str) -> None:
     """Kills the process group of a child that a former server recorded, if it is still that process."""
@@ -262,6 +595,16 @@ def kill_orphan(child: str) -> None:
             os.killpg(int(pid), signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+def line(request: Mapping[str, Any]) -> bytes:
+    """A request as a child reads it."""
+    return json.dumps(request, separators=(",", ":")).encode() + b"\n"
+
+
+def _refuse(job: _Job) -> None:
+    if not job.future.done():
+        job.future.set_exception(NotStartedError())
 
 
 def _death(code: int | None) -> str:

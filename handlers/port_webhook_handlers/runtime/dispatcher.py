@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from port_webhook_handlers.port.encryption import DecryptionError
 from port_webhook_handlers.process import ProcessIdentity
-from port_webhook_handlers.runtime.children import ChildPool, kill_orphan
+from port_webhook_handlers.runtime.children import ChildPool, NotStartedError, kill_orphan, line
 from port_webhook_handlers.runtime.claims import Answer, LedgerError
 from port_webhook_handlers.runtime.config import ListenerConfig
 from port_webhook_handlers.runtime.execution import (
@@ -116,12 +116,6 @@ class Dispatcher:
         self._known: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._busy: dict[str, int] = {}
-        self._sync_slots = asyncio.Semaphore(config.limits.max_children)
-        self._route_slots = {
-            name: asyncio.Semaphore(route.max_concurrency)
-            for name, route in manifest.routes.items()
-            if route.mode == "sync"
-        }
         self._storing: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._draining = False
@@ -152,17 +146,10 @@ class Dispatcher:
             503, {"error": "overloaded", "message": "No process was free for the handler in time."}
         )
         try:
-            async with asyncio.timeout(seconds):
-                await self._take_slots(route.name)
-        except TimeoutError:
+            outcome = await self._execute(run_id, route, invocation.body, 1, seconds)
+        except NotStartedError:
             pass
         else:
-            try:
-                left = max(0.05, seconds - (time.monotonic() - began))
-                outcome = await self._execute(run_id, route, invocation.body, 1, left)
-            finally:
-                self._sync_slots.release()
-                self._route_slots[route.name].release()
             answer = answer_of(run_id, outcome)
             self._ended(run_id, route.name, outcome, began)
             # Port lists entities under a run only while it is open, and the answer ends it.
@@ -176,14 +163,6 @@ class Dispatcher:
             self._storing.add(task)
             task.add_done_callback(self._storing.discard)
         return answer
-
-    async def _take_slots(self, route: str) -> None:
-        await self._route_slots[route].acquire()
-        try:
-            await self._sync_slots.acquire()
-        except BaseException:
-            self._route_slots[route].release()
-            raise
 
     # Life
 
@@ -231,10 +210,12 @@ class Dispatcher:
 
     async def recover(self) -> None:
         """Decides about runs whose server ended in the middle."""
+        if lost := await self._ledger.lost_children(is_alive):
+            # A second execution must not overlap with what is left of the first.
+            for child in lost:
+                await asyncio.to_thread(kill_orphan, child)
+            await self._ledger.remove_children(lost)
         for run in await self._ledger.orphans(is_alive):
-            if run.child:
-                # A second execution must not overlap with what is left of the first.
-                await asyncio.to_thread(kill_orphan, run.child)
             if not await self._ledger.adopt(run):
                 continue
             self._log("run recovered", run=run.run_id, route=run.route, state=run.state)
@@ -366,13 +347,9 @@ class Dispatcher:
             return Outcome(
                 "FAILURE", f"An encrypted input cannot be read: {error}.", error_type="DecryptionError"
             )
-        self._log("run started", run=run_id, route=route.name, attempt=attempt)
         sent = 0
 
-        async def on_start(child: str) -> None:
-            await self._ledger.set_child(run_id, child)
-
-        async def on_message(message: dict[str, Any]) -> None:
+        def on_message(message: dict[str, Any]) -> None:
             nonlocal sent
             sent += 1
             if sent <= MAX_REPORTS:
@@ -380,7 +357,13 @@ class Dispatcher:
             elif sent == MAX_REPORTS + 1:
                 self._report(run_id, {"log": f"(after {MAX_REPORTS} reports the rest is left out)"})
 
-        outcome = await self._pool.run(run_id, route.name, request, seconds, on_start, on_message)
+        if route.mode == "sync":
+            outcome = await self._pool.run_shared(
+                run_id, route.name, route.handler, line(request), seconds, route.max_concurrency, on_message
+            )
+        else:
+            self._log("run started", run=run_id, route=route.name, attempt=attempt)
+            outcome = await self._pool.run(run_id, route.name, request, seconds, on_message)
         if outcome.interrupted and self._draining:
             outcome = dataclasses.replace(outcome, summary=STOPPED)
         return outcome

@@ -1,7 +1,9 @@
 """The durable record of runs, in SQLite.
 
 Everything goes through one thread with one connection. It commits in groups, so that many claims share one
-`fdatasync`; a caller gets its result only after the commit. Bodies, answers and reports are encrypted at rest.
+`fdatasync`; a caller gets its result only after the commit. What is asked within one turn of the event loop is
+handed over together, and equal statements of a group are one statement: each statement lets go of the
+interpreter, and to get it back while the event loop is busy costs far more than the statement. Bodies, answers and reports are encrypted at rest.
 Several server processes may use one ledger at a time, as during an exchange of servers: whatever must happen
 once is a conditional statement.
 """
@@ -9,8 +11,10 @@ once is a conditional statement.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import queue
@@ -27,7 +31,7 @@ from port_webhook_handlers.runtime.claims import Answer, Claim, LedgerError, Rep
 T = TypeVar("T")
 
 _GROUP_ROWS: Final = 256
-_GROUP_SECONDS: Final = 0.002
+_BULK_ROWS: Final = 64
 _NONCE_BYTES: Final = 12
 _KEY_CHECK: Final = "key"
 
@@ -41,7 +45,6 @@ CREATE TABLE IF NOT EXISTS runs (
   attempt INTEGER NOT NULL DEFAULT 0,
   executions INTEGER NOT NULL DEFAULT 0,
   owner TEXT,
-  child TEXT,
   payload BLOB,
   answer BLOB,
   notes TEXT NOT NULL DEFAULT '',
@@ -58,6 +61,7 @@ CREATE TABLE IF NOT EXISTS reports (
   body BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS reports_run ON reports(run_id, seq);
+CREATE TABLE IF NOT EXISTS children (name TEXT PRIMARY KEY, owner TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
 
@@ -82,7 +86,6 @@ class OpenRun:
     state: str
     attempt: int
     owner: str | None
-    child: str | None
     accepted_at: float
 
 
@@ -117,6 +120,8 @@ class _Operation:
     run: Callable[[sqlite3.Connection], Any]
     future: asyncio.Future[Any]
     single: bool
+    bulk: str = ""
+    row: tuple[Any, ...] = ()
     result: Any = None
     error: BaseException | None = None
 
@@ -136,7 +141,10 @@ class Ledger:
         self._path = path
         self._sealer = _Sealer(key)
         self._clock = clock
-        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
+        self._submitted: list[_Operation] = []
+        self._commits = 0
+        self._rows = 0
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -174,6 +182,7 @@ class Ledger:
         thread, self._thread = self._thread, None
         self._closed = True
         if thread is not None:
+            self._hand_over()
             self._queue.put(None)
             await asyncio.to_thread(thread.join)
 
@@ -216,14 +225,7 @@ class Ledger:
         report = None if failure is None else self._seal_json(run_id, failure)
 
         def operation(connection: sqlite3.Connection) -> Any:
-            new = (
-                connection.execute(
-                    "INSERT INTO runs(run_id, route, mode, body_hash, state, owner, payload, answer, accepted_at,"
-                    " updated_at) VALUES(?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
-                    row,
-                ).rowcount
-                == 1
-            )
+            new = connection.execute(_bulk("claim", 1), row).rowcount == 1
             if new and mode != "probe":
                 if report is not None:
                     connection.execute(
@@ -235,7 +237,10 @@ class Ledger:
                 connection.execute("UPDATE runs SET executions = executions + 1 WHERE run_id = ?", (run_id,))
             return new, *connection.execute(_LOOKUP, (run_id,)).fetchone()
 
-        found = await self._submit(operation, single=report is None and mode != "probe")
+        if report is not None or mode == "probe":
+            found = await self._submit(operation, single=False)
+        else:
+            found = await self._submit(operation, bulk="claim", row=row)
         if found is None:
             return Claim(True, True, state, owner, refusal, 0)
         return self._claim(run_id, route, body_hash, *found)
@@ -253,15 +258,8 @@ class Ledger:
 
     async def answer(self, run_id: str, answer: Answer) -> None:
         """Ends a synchronous run with its answer."""
-        sealed = self._seal_json(run_id, [answer.status, answer.body])
-        await self._submit(
-            lambda c: (
-                c.execute(
-                    "UPDATE runs SET state='done', owner=NULL, child=NULL, answer=?, updated_at=? WHERE run_id=?",
-                    (sealed, self._clock(), run_id),
-                ).rowcount
-            )
-        )
+        row = (run_id, self._seal_json(run_id, [answer.status, answer.body]), self._clock())
+        await self._submit(lambda c: c.execute(_bulk("answer", 1), row).rowcount, bulk="answer", row=row)
 
     # Execution
 
@@ -288,18 +286,46 @@ class Ledger:
         route, payload, attempt = row
         return StartedRun(run_id, route, self._sealer.open(run_id, payload), attempt)
 
-    async def set_child(self, run_id: str, child: str) -> None:
-        """Records which process executes a run, so that a later server can end it."""
+    async def add_child(self, name: str) -> None:
+        """Records a process that will execute runs of this one, so that a later server can end it."""
         await self._submit(
-            lambda c: c.execute("UPDATE runs SET child=? WHERE run_id=?", (child, run_id)).rowcount
+            lambda c: (
+                c.execute(
+                    "INSERT OR REPLACE INTO children(name, owner) VALUES(?,?)", (name, self.owner)
+                ).rowcount
+            )
         )
+
+    async def remove_children(self, names: Sequence[str]) -> None:
+        """Forgets processes that have ended."""
+        await self._submit(
+            lambda c: c.executemany("DELETE FROM children WHERE name=?", [(name,) for name in names]).rowcount
+        )
+
+    def forget_child(self, name: str) -> None:
+        """As `remove_children`, for one process and without waiting."""
+        self._put_unwatched(lambda c: c.execute("DELETE FROM children WHERE name=?", (name,)).rowcount)
+
+    async def lost_children(self, is_alive: Callable[[str], bool]) -> list[str]:
+        """Processes whose owner has ended.
+
+        Args:
+            is_alive: whether the process that an owner names still runs.
+        """
+
+        def operation(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute("SELECT name, owner FROM children ORDER BY owner").fetchall()
+            alive = {owner: owner == self.owner or is_alive(owner) for owner in {row[1] for row in rows}}
+            return [name for name, owner in rows if not alive[owner]]
+
+        return await self._submit(operation)
 
     async def requeue(self, run_id: str, not_before: float) -> None:
         """Lets a running run start again, not before the given time (seconds since the epoch)."""
         await self._submit(
             lambda c: (
                 c.execute(
-                    "UPDATE runs SET state='queued', owner=NULL, child=NULL, not_before=?, updated_at=?"
+                    "UPDATE runs SET state='queued', owner=NULL, not_before=?, updated_at=?"
                     " WHERE run_id=? AND state='running'",
                     (not_before, self._clock(), run_id),
                 ).rowcount
@@ -316,7 +342,7 @@ class Ledger:
 
         def operation(connection: sqlite3.Connection) -> bool:
             changed = connection.execute(
-                "UPDATE runs SET state='reporting', owner=?, child=NULL, payload=NULL, updated_at=?"
+                "UPDATE runs SET state='reporting', owner=?, payload=NULL, updated_at=?"
                 " WHERE run_id=? AND state IN ('queued', 'running')",
                 (self.owner, self._clock(), run_id),
             ).rowcount
@@ -336,14 +362,15 @@ class Ledger:
         A loss is tolerated where the run's end is not: nobody waits for it.
         """
         sealed = self._seal_json(run_id, body)
+        insert = "INSERT INTO reports(run_id, kind, body) VALUES(?,?,?)"
+        self._put_unwatched(lambda c: c.execute(insert, (run_id, kind, sealed)).rowcount)
+
+    def _put_unwatched(self, run: Callable[[sqlite3.Connection], int]) -> None:
         if self._closed or self._loop is None:
             return
         future: asyncio.Future[int] = self._loop.create_future()
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        insert = "INSERT INTO reports(run_id, kind, body) VALUES(?,?,?)"
-        self._queue.put(
-            _Operation(lambda c: c.execute(insert, (run_id, kind, sealed)).rowcount, future, True)
-        )
+        self._put(_Operation(run, future, True))
 
     async def reports(self, run_id: str, limit: int = 50) -> list[Report]:
         """The next reports of a run, in order."""
@@ -423,7 +450,7 @@ class Ledger:
                 found += [
                     OpenRun(*row)
                     for row in connection.execute(
-                        "SELECT run_id, route, mode, state, attempt, owner, child, accepted_at FROM runs"
+                        "SELECT run_id, route, mode, state, attempt, owner, accepted_at FROM runs"
                         " WHERE state IN ('running','reporting') AND owner=?",
                         (owner,),
                     )
@@ -437,7 +464,7 @@ class Ledger:
         changed = await self._submit(
             lambda c: (
                 c.execute(
-                    "UPDATE runs SET owner=?, child=NULL WHERE run_id=? AND owner=? AND state=?",
+                    "UPDATE runs SET owner=? WHERE run_id=? AND owner=? AND state=?",
                     (self.owner, run.run_id, run.owner, run.state),
                 ).rowcount
             )
@@ -509,6 +536,8 @@ class Ledger:
         return {
             "port_webhook_runs": {(("state", state),): count for state, count in counts.items()},
             "port_webhook_reports_waiting": {(): reports},
+            "port_webhook_ledger_commits_total": {(): self._commits},
+            "port_webhook_ledger_rows_total": {(): self._rows},
             "port_webhook_oldest_unreported_seconds": {(): max(0.0, self._clock() - oldest) if oldest else 0},
         }
 
@@ -529,7 +558,7 @@ class Ledger:
                 "SELECT run_id FROM runs WHERE mode='async' AND state!='done'"
             ).fetchall()
             connection.execute("DELETE FROM reports")
-            connection.execute("UPDATE runs SET payload=NULL, answer=NULL, child=NULL, owner=NULL")
+            connection.execute("UPDATE runs SET payload=NULL, answer=NULL, owner=NULL")
             connection.execute("UPDATE runs SET state='reporting' WHERE mode='async' AND state!='done'")
             connection.execute("UPDATE runs SET state='done' WHERE mode!='async'")
             lost = {
@@ -553,35 +582,46 @@ class Ledger:
     def _open_json(self, run_id: str, sealed: bytes) -> Any:
         return json.loads(self._sealer.open(run_id, sealed))
 
-    async def _submit(self, run: Callable[[sqlite3.Connection], T], *, single: bool = True) -> T:
+    async def _submit(
+        self,
+        run: Callable[[sqlite3.Connection], T],
+        *,
+        single: bool = True,
+        bulk: str = "",
+        row: tuple[Any, ...] = (),
+    ) -> T:
         if self._closed or self._loop is None:
             raise LedgerError("the ledger is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Operation(run, future, single))
+        self._put(_Operation(run, future, single, bulk, row))
         return await future
+
+    def _put(self, operation: _Operation) -> None:
+        if not self._submitted and self._loop is not None:
+            self._loop.call_soon(self._hand_over)
+        self._submitted.append(operation)
+
+    def _hand_over(self) -> None:
+        if self._submitted:
+            submitted, self._submitted = self._submitted, []
+            self._queue.put(submitted)
 
     def _work(self, connection: sqlite3.Connection) -> None:
         running = True
-        while running:
-            first = self._queue.get()
-            if first is None:
-                break
-            group = [first]
+        while running and (group := self._queue.get()) is not None:
             try:
-                connection.execute("BEGIN IMMEDIATE")
-                _apply(connection, first)
-                until = time.monotonic() + _GROUP_SECONDS
-                while len(group) < _GROUP_ROWS and time.monotonic() < until:
-                    try:
-                        following = self._queue.get_nowait()
-                    except queue.Empty:
-                        break
+                while len(group) < _GROUP_ROWS:
+                    following = self._queue.get_nowait()
                     if following is None:
                         running = False
                         break
-                    group.append(following)
-                    _apply(connection, following)
-                connection.execute("COMMIT")
+                    group += following
+            except queue.Empty:
+                pass
+            try:
+                _execute(connection, group)
+                self._commits += 1
+                self._rows += len(group)
             except sqlite3.Error as error:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
@@ -603,6 +643,55 @@ class Ledger:
 
 
 _LOOKUP: Final = "SELECT route, body_hash, state, owner, answer, executions FROM runs WHERE run_id=?"
+
+
+_BULK: Final = {
+    "claim": (
+        "INSERT INTO runs(run_id, route, mode, body_hash, state, owner, payload, answer, accepted_at, updated_at)"
+        " VALUES {} ON CONFLICT DO NOTHING",
+        "(?,?,?,?,?,?,?,?,?,?)",
+    ),
+    "answer": (
+        "UPDATE runs SET state='done', owner=NULL, answer=given.column2, updated_at=given.column3"
+        " FROM (VALUES {}) AS given WHERE run_id=given.column1",
+        "(?,?,?)",
+    ),
+}
+
+
+@functools.cache
+def _bulk(name: str, rows: int) -> str:
+    statement, values = _BULK[name]
+    return statement.format(",".join([values] * rows))
+
+
+def _execute_bulk(connection: sqlite3.Connection, name: str, rows: list[tuple[Any, ...]]) -> int:
+    """Executes one statement for many rows; returns how many it changed."""
+    changed = 0
+    while rows:
+        # Few different sizes, so that statements stay prepared.
+        size = min(_BULK_ROWS, 1 << (len(rows).bit_length() - 1))
+        chunk, rows = rows[:size], rows[size:]
+        changed += connection.execute(_bulk(name, size), tuple(itertools.chain.from_iterable(chunk))).rowcount
+    return changed
+
+
+def _execute(connection: sqlite3.Connection, group: list[_Operation]) -> None:
+    """Executes and commits what was asked at the same time: claims, then the rest in order, then answers."""
+    claims = [operation for operation in group if operation.bulk == "claim"]
+    answers = [operation for operation in group if operation.bulk == "answer"]
+    connection.execute("BEGIN IMMEDIATE")
+    if claims and _execute_bulk(connection, "claim", [claim.row for claim in claims]) != len(claims):
+        # There is a repeat among them; one by one it is seen which.
+        connection.execute("ROLLBACK")
+        connection.execute("BEGIN IMMEDIATE")
+        for operation in claims:
+            _apply(connection, operation)
+    for operation in group:
+        if not operation.bulk:
+            _apply(connection, operation)
+    _execute_bulk(connection, "answer", [answer.row for answer in answers])
+    connection.execute("COMMIT")
 
 
 def _apply(connection: sqlite3.Connection, operation: _Operation) -> None:

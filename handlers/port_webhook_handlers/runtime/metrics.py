@@ -9,6 +9,8 @@ _HELP: Final = {
     "port_webhook_requests_total": ("counter", "Answered requests by status and reason."),
     "port_webhook_runs_total": ("counter", "Runs that came to an end, by route and status."),
     "port_webhook_reports_total": ("counter", "Calls to Port by kind and outcome."),
+    "port_webhook_ledger_commits_total": ("counter", "Groups that the ledger committed."),
+    "port_webhook_ledger_rows_total": ("counter", "Operations in those groups."),
     "port_webhook_runs": ("gauge", "Runs in the ledger by state."),
     "port_webhook_reports_waiting": ("gauge", "Reports that Port has not taken yet."),
     "port_webhook_oldest_unreported_seconds": ("gauge", "Age of the oldest run that has not ended in Port."),

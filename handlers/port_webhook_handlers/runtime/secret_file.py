@@ -289,8 +289,9 @@ class LiveSecrets:
 
     @property
     def content(self) -> StoredSecrets:
-        """The store's content now."""
-        self.refresh()
+        """The store's content now; the file is looked at a few times a second only."""
+        if time.monotonic() >= self._look_again:
+            self.refresh()
         return self._content
 
     def signing(self, now: float) -> list[bytes]:

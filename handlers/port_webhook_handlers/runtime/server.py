@@ -92,7 +92,15 @@ class Server:
             work = self._home / "work"
             work.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.ledger = Ledger(self._home / "ledger.db", store.key(), owner_name(self._nonce))
-            self.pool = ChildPool(config.bundle, self.digest, work, self._log)
+            self.pool = ChildPool(
+                config.bundle,
+                self.digest,
+                work,
+                self._log,
+                max_shared=config.limits.max_children,
+                on_spawn=self._spawned,
+                on_end=self._child_ended,
+            )
             self.outbox = Outbox(self.ledger, secrets, _base_url(config), self._log, self.metrics)
             self.dispatcher = Dispatcher(
                 manifest,
@@ -146,6 +154,18 @@ class Server:
         await self.outbox.close()
         await self.ledger.release()
         await self.ledger.close()
+
+    async def _spawned(self, child: str) -> None:
+        from port_webhook_handlers.runtime.claims import LedgerError
+
+        try:
+            await self.ledger.add_child(child)
+        except LedgerError as error:
+            # It ends by itself when this process does; only one that hangs would be left.
+            self._log("child not recorded", child=child, error=str(error))
+
+    def _child_ended(self, child: str) -> None:
+        self.ledger.forget_child(child)
 
     def _secrets_changed(self, content: StoredSecrets) -> None:
         values = [item.value for item in content.signing] + [*content.decryption, *content.secrets.values()]

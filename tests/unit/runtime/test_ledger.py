@@ -147,14 +147,18 @@ def test_orphans_are_adopted_once(tmp_path: Path) -> None:
         for run_id in ("r_1", "r_2", "r_3"):
             await accept(ledger, run_id)
         await ledger.start("r_1")
-        await ledger.set_child("r_1", "9:9.0")
+        await ledger.add_child("9:9.0")
         await ledger.start("r_2")
         await ledger.finish("r_2", {"status": "SUCCESS"})
 
     async def after(ledger: Ledger) -> None:
         assert await ledger.orphans(lambda owner: True) == []
+        assert await ledger.lost_children(lambda owner: True) == []
+        assert await ledger.lost_children(lambda owner: False) == ["9:9.0"]
+        await ledger.remove_children(["9:9.0"])
+        assert await ledger.lost_children(lambda owner: False) == []
         first, second = sorted(await ledger.orphans(lambda owner: False), key=lambda item: item.run_id)
-        assert (first.run_id, first.state, first.child) == ("r_1", "running", "9:9.0")
+        assert (first.run_id, first.state) == ("r_1", "running")
         assert (second.run_id, second.state) == ("r_2", "reporting")
         assert await ledger.adopt(first)
         assert not await ledger.adopt(first)

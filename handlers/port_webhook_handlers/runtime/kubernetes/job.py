@@ -88,7 +88,7 @@ async def execute(root: Path, bundle: Path, attempt: int, log: Log) -> tuple[Out
     pool = ChildPool(bundle, digest, root / "work", log)
     printer = _Printer(log)
     try:
-        outcome = await pool.run(run_id, name, request, route.timeout_seconds, _nothing, printer.message)
+        outcome = await pool.run(run_id, name, request, route.timeout_seconds, printer.message)
     finally:
         await pool.close()
         printer.end()
@@ -124,7 +124,7 @@ class _Printer:
         self._messages = 0
         self._number = 0
 
-    async def message(self, message: dict[str, Any]) -> None:
+    def message(self, message: dict[str, Any]) -> None:
         self._messages += 1
         if self._messages == MAX_REPORTS + 1:
             message = {"log": f"(after {MAX_REPORTS} reports the rest is left out)"}
@@ -140,10 +140,6 @@ class _Printer:
     def _print(self, line: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(line, separators=(",", ":")) + "\n")
         sys.stdout.flush()
-
-
-async def _nothing(child: str) -> None:
-    pass
 
 
 def _secrets(root: Path, route: Route) -> StoredSecrets:
