@@ -10,7 +10,7 @@
 | `POST /edit` | a change or deletion behind the API's back, as in Port's UI |
 | `POST /expire-token` | ends the live token |
 | `POST /rotate-secret` | one `step` of a rotation of the client secret: `stage`, `activate`, `retire` |
-| `PUT /kafka` | what `GET /v1/kafka-credentials` answers |
+| `PUT /kafka` | broker of the topics: what `GET /v1/kafka-credentials` answers, and `caFile` to trust |
 | `POST /reset` | forgets everything but who it is |
 """
 
@@ -51,7 +51,9 @@ _ROTATION = closed(
     step=one_of("stage", "activate", "retire"),
     overlapSeconds={"type": "number", "minimum": 0},
 )
-_KAFKA = closed("brokers username password", brokers=schemas.STRINGS, username=STRING, password=STRING)
+_KAFKA = closed(
+    "brokers username password", brokers=schemas.STRINGS, username=STRING, password=STRING, caFile=STRING
+)
 
 
 def get_settings(port: Port, call: Call) -> Reply:
@@ -132,7 +134,7 @@ def get_run(port: Port, call: Call) -> Reply:
 
 
 def put_kafka(port: Port, call: Call) -> Reply:
-    """Brokers that `GET /v1/kafka-credentials` names; local Port itself sends nothing to them."""
+    """Brokers that `GET /v1/kafka-credentials` names; from now on agent runs go to the topic of runs there."""
     check(_KAFKA, call.body)
     port.kafka = call.body
     return Reply({})
@@ -175,7 +177,6 @@ def reset(port: Port, call: Call) -> Reply:
     port.settings = Settings()
     port.faults = Faults()
     port.window = RateWindow()
-    port.kafka = None
     port.calls.clear()
     port.deliveries.clear()
     port.definitions_changed()

@@ -10,8 +10,9 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from port_webhook_localport import automations, entities, invocations, runstate
+from port_webhook_localport import automations, entities, invocations, kafka, runstate
 from port_webhook_localport.http_client import HttpReply, SendError, send
+from port_webhook_localport.kafka import Publisher
 from port_webhook_localport.port import Port
 from port_webhook_localport.signature import sign
 from port_webhook_localport.web import ApiError, compact
@@ -35,6 +36,7 @@ class Deliverer:
         self._port = port
         self._slots = asyncio.Semaphore(_CONCURRENT)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._publisher = Publisher()
         port.deliver_with(self.start, self.cancel)
 
     def start(self, run_id: str) -> None:
@@ -72,12 +74,12 @@ class Deliverer:
     async def _deliver(self, run_id: str) -> None:
         async with self._slots:
             try:
-                await _deliver(self._port, run_id)
+                await _deliver(self._port, run_id, self._publisher)
             except Exception:  # noqa: BLE001 - one delivery must not end the others; it is logged
                 _LOG.exception("delivery of run %s", run_id)
 
 
-async def _deliver(port: Port, run_id: str) -> None:
+async def _deliver(port: Port, run_id: str, publisher: Publisher) -> None:
     with port.change():
         run = runstate.find(port, run_id)
         if run is None or run.status != "IN_PROGRESS" or run.delivery != "pending":
@@ -87,11 +89,16 @@ async def _deliver(port: Port, run_id: str) -> None:
         except ApiError as error:
             fail_unevaluable(port, run, error)
             return
-        if not isinstance(evaluated, invocations.Webhook):
+        to_topic = run.agent or run.internal["method"]["type"] == "KAFKA"
+        if not isinstance(evaluated, invocations.Webhook) and not to_topic:
             _upsert_entity(port, run, evaluated)
             return
-        run.delivery = "sending"
-        runstate.save(port, run)
+        if not to_topic:
+            run.delivery = "sending"
+            runstate.save(port, run)
+    if to_topic:
+        await _publish(port, run, evaluated, publisher)
+        return
     outcome, reply = await _send(port, run, evaluated)
     with port.change():
         current = runstate.find(port, run_id)
@@ -105,6 +112,38 @@ async def _deliver(port: Port, run_id: str) -> None:
             _finish(port, current, "SUCCESS" if succeeded else "FAILURE", outcome)
         else:
             runstate.add_log(port, run_id, outcome)
+            runstate.save(port, current)
+
+
+async def _publish(port: Port, run: runstate.Run, evaluated: Any, publisher: Publisher) -> None:
+    """Writes a run to the topic; one that the broker does not take stays pending for the next start."""
+    fault = port.faults.for_delivery(run.action)
+    if "delaySeconds" in fault:
+        await asyncio.sleep(fault["delaySeconds"])
+    if isinstance(evaluated, invocations.Webhook):
+        body = kafka.unsigned(run.id, evaluated.payload())
+        timestamp, signature = _signed(port.credentials.signing_secret, compact(body).encode(), fault)
+        value = kafka.signed(body, timestamp, signature)
+    else:
+        # What the definition says is the message, and nothing signs it (Port's documented form).
+        value = compact(evaluated["payload"]).encode()
+    settings = port.kafka
+    line = "The message was written to the topic."
+    try:
+        if settings is None:
+            raise kafka.PublishError("no broker is configured any more")
+        for _ in range(1 + fault.get("duplicates", 0)):
+            topic = f"{port.organization_id}.runs"
+            await asyncio.to_thread(publisher.publish, settings, topic, run.id, value)
+    except kafka.PublishError as error:
+        line = f"The message was not written to the topic: {error}."
+    with port.change():
+        current = runstate.find(port, run.id)
+        if current is None:
+            return
+        runstate.add_log(port, run.id, line)
+        if "not written" not in line:
+            current.delivery = "none" if current.status != "IN_PROGRESS" else "published"
             runstate.save(port, current)
 
 

@@ -91,7 +91,10 @@ def masked(port: Port, method: dict[str, Any], context: dict[str, Any]) -> dict[
 def launch(port: Port, run: runstate.Run) -> None:
     """Sets a stored run going: queues it, offers it to the agent, or says why nothing will happen."""
     kind = run.internal["method"]["type"]
-    if kind == "WEBHOOK" and run.agent:
+    if (kind == "WEBHOOK" and run.agent and port.sends_over_kafka) or (kind == "KAFKA" and port.kafka):
+        run.delivery = "pending"
+        port.queue_delivery(run.id)
+    elif kind == "WEBHOOK" and run.agent:
         run.delivery = "agent"
         run.doc["pendingExecution"] = True
     elif kind in ("WEBHOOK", "UPSERT_ENTITY"):

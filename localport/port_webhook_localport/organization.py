@@ -44,9 +44,11 @@ def patch_organization(port: Port, call: Call) -> Reply:
 
 
 def kafka_credentials(port: Port, call: Call) -> Reply:
-    if port.kafka is None:
+    kafka = port.kafka
+    if kafka is None:
         raise not_supported("GET /v1/kafka-credentials until brokers are set through PUT /_local/kafka")
-    return Reply({"credentials": port.kafka})
+    names = ("brokers", "username", "password")
+    return Reply({"credentials": {name: kafka[name] for name in names}})
 
 
 def create_secret(port: Port, call: Call) -> Reply:

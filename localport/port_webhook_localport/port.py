@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from collections import Counter, deque
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from port_webhook_localport.encryption import unseal
+from port_webhook_localport.encryption import seal, unseal
 from port_webhook_localport.faults import Faults
 from port_webhook_localport.home import Credentials
 from port_webhook_localport.store import Store
@@ -19,6 +20,7 @@ from port_webhook_localport.tokens import Tokens
 from port_webhook_localport.web import make_id
 
 MASK = "********"
+_KAFKA = "kafka"
 # Shorter values would blank out ordinary words.
 _SHORTEST_HIDDEN = 4
 
@@ -70,7 +72,6 @@ class Port:
         self.window = RateWindow()
         self.calls: Counter[str] = Counter()
         self.deliveries: deque[dict[str, Any]] = deque(maxlen=10_000)
-        self.kafka: dict[str, Any] | None = None
         self.base_url = ""
         # Proves that a call comes from an own invocation; never leaves this process but in such a call.
         self.origin_key = secrets.token_hex(16)
@@ -115,6 +116,27 @@ class Port:
             name: unseal(value, key, name)
             for name, value in self.store.rows("SELECT name, value FROM secrets")
         }
+
+    @property
+    def kafka(self) -> dict[str, Any] | None:
+        """Brokers and credentials of the topics, or None; kept over restarts, encrypted."""
+        sealed = self.store.meta(_KAFKA)
+        if sealed is None:
+            return None
+        key = bytes.fromhex(self.credentials.storage_key)
+        found: dict[str, Any] = json.loads(unseal(bytes.fromhex(sealed), key, _KAFKA))
+        return found
+
+    @kafka.setter
+    def kafka(self, value: dict[str, Any]) -> None:
+        key = bytes.fromhex(self.credentials.storage_key)
+        self.store.set_meta(_KAFKA, seal(json.dumps(value), key, _KAFKA).hex())
+
+    @property
+    def sends_over_kafka(self) -> bool:
+        """Whether agent runs go to the topic: the organisation's setting, by default if there is a broker."""
+        chosen = self.organization()["settings"].get("portAgentStreamerName")
+        return self.kafka is not None and chosen in (None, "KAFKA")
 
     def masked_secrets(self) -> dict[str, str]:
         return {name: MASK for (name,) in self.store.rows("SELECT name FROM secrets")}

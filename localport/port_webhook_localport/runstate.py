@@ -18,7 +18,8 @@ class Run:
 
     Attributes:
         doc: Port's run object in its v2 shape.
-        delivery: none, pending, sending (a direct invocation); agent, acknowledged (one for the agent).
+        delivery: none, pending, sending (a direct invocation); agent, acknowledged (one for the agent that
+            polls); pending, published (one for the topic).
         internal: never shown: evaluation context without secrets, invocation method, chain, kind.
     """
 
