@@ -67,9 +67,12 @@ def install(profile: str) -> int:
     quick = [[*pip, "--require-hashes", "-r", str(ROOT / "requirements" / "uv.txt")], [*uv, *locked]]
     editable = (part for name in DISTRIBUTIONS for part in ("-e", str(ROOT / name)))
     reason = None if works(python) else run([sys.executable, "-m", "venv", "--clear", str(VENV)])
-    if not reason and any(run(command) for command in quick):
-        print("  environment    uv did not get through, so pip installs (slower)", flush=True)  # noqa: T201
-        reason = run([*pip, *locked])
+    if not reason:
+        hindrance = next(filter(None, map(run, quick)), None)
+        if hindrance:
+            shown = hindrance.strip().splitlines()[-1]
+            print(f"  environment    uv did not get through ({shown}), so pip installs", flush=True)  # noqa: T201
+            reason = run([*pip, *locked])
     reason = reason or run([*pip, "--no-deps", "--no-build-isolation", *editable])
     if reason:
         return fail(reason)
@@ -113,6 +116,8 @@ def run(command: list[str]) -> str | None:
     environment = {
         k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     }
+    # The system's certificates, as pip uses them.
+    environment.setdefault("UV_SYSTEM_CERTS", "true")
     started = time.monotonic()
     process = subprocess.Popen(
         command,
