@@ -107,7 +107,7 @@ def _rotate_local(stack: str, state: Path, seconds: float) -> None:
 
 
 def _rotate(project: Path, stack: str, state: Path, seconds: float, from_env: str | None) -> None:
-    from port_webhook_handlers.port.client import PortClient
+    from port_webhook_handlers.port.client import PortAuthenticationError, PortClient
     from port_webhook_handlers.port.regions import API_BASE_URLS
     from port_webhook_stack.cli.connection import provider_configuration, stack_configuration
     from port_webhook_stack.settings import MODULE, PROVIDER
@@ -125,7 +125,12 @@ def _rotate(project: Path, stack: str, state: Path, seconds: float, from_env: st
         raise _failed(f"stack {stack} has no client id: set {PROVIDER}:clientId or PORT_CLIENT_ID")
     secret = _read("New client secret", from_env)
     with step("new secret") as current, PortClient(base_url, client_id, secret) as client:
-        client.check_credentials()
+        try:
+            client.check_credentials()
+        except PortAuthenticationError as error:
+            raise _failed(
+                f"{base_url} refuses this secret for {client_id}: rotate it in Port first, then copy the whole of it"
+            ) from error
         current.result = f"accepted by {base_url}"
     in_environment = f"{PROVIDER}:clientSecret" not in own and "PORT_CLIENT_SECRET" in os.environ
 
