@@ -17,18 +17,21 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import yaml
+from pulumi import Output
 from pulumi import automation as auto
 from semver import VersionInfo
 
 from port_webhook_handlers.process import ProcessIdentity
+from port_webhook_stack import importing
 from port_webhook_stack.engine import Engine
+from port_webhook_stack.importing import ImportedResource
 
 LOCAL_STACK = "local"
 LOCAL_PASSPHRASE = "port-webhook-local"  # noqa: S105  # published: it protects nothing
@@ -149,6 +152,46 @@ class StackDriver:
             lambda on_event: self._stack.refresh(on_event=on_event, run_program=True, suppress_progress=True)
         )
 
+    def import_resources(self, resources: Sequence[ImportedResource]) -> Outcome:
+        """Takes existing objects into the state, as they are. Raises DriverError.
+
+        An object that the program does not declare under the same name and parent is deleted by the next `up`.
+        """
+        kept = {
+            name: Output.secret(output.value) if output.secret else output.value
+            for name, output in self._stack.outputs().items()
+        }
+        return self._operate(
+            lambda on_event: self._stack.up(
+                program=importing.program(resources, kept),
+                target=[resource.urn(self._stack_name, self._project_name) for resource in resources],
+                on_event=on_event,
+                suppress_progress=True,
+            ),
+            writes=True,
+        )
+
+    def path_to(self, name: str) -> tuple[tuple[str, str], ...]:
+        """A resource of the state and the components around it as (type, name), outermost first.
+
+        Raises:
+            DriverError: not exactly one resource has the name.
+        """
+        resources = (self._stack.export_stack().deployment or {}).get("resources", [])
+        by_urn = {resource["urn"]: resource for resource in resources}
+        found = [urn for urn in by_urn if urn.rpartition("::")[2] == name]
+        if len(found) != 1:
+            count = f"{len(found)} resources" if found else "no resource"
+            raise DriverError(
+                f"{count} of stack {self._stack_name} has the name {name!r}; name another parent"
+            )
+        path = []
+        urn = found[0]
+        while urn in by_urn and by_urn[urn]["type"] != "pulumi:pulumi:Stack":
+            path.append((str(by_urn[urn]["type"]), urn.rpartition("::")[2]))
+            urn = by_urn[urn].get("parent", "")
+        return tuple(reversed(path))
+
     def destroy(self) -> Outcome:
         """Removes every resource, then the stack's state; the stack file stays. Raises DriverError."""
         outcome = self._operate(
@@ -182,7 +225,9 @@ class StackDriver:
             raise DriverError(_first_error(str(error))) from error
 
     def _program(self) -> None:
-        # Modules of an earlier run would keep their definitions.
+        # The program may import modules that lie beside it, as it may under plain `pulumi`.
+        if str(self._project) not in sys.path:
+            sys.path.insert(0, str(self._project))
         runpy.run_path(str(self._project / "__main__.py"), run_name="__main__")
 
     def _operate(

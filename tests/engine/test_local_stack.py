@@ -5,13 +5,16 @@ One stack serves the whole module; the tests run in order, each leaving it deplo
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
 import requests
+from tests.contract.definitions import VALID
 from tests.engine.project import Project, changes, eventually, fresh
 
 from port_webhook_handlers.port.client import PortClient
@@ -150,15 +153,90 @@ def test_import_of_an_existing_action(project: Project, first_up: str) -> None:
         "invocationMethod": {"type": "WEBHOOK", "url": "https://example.com"},
     }
     project.port("POST", "/v1/actions", json=body)
-    result = project.pulumi(
-        *("import", "port-webhook:index:Action", "by-hand", "by_hand", "--yes", "--generate-code=false"),
-        *("--protect=false", "-s", "local"),
-    )
-    assert result.code == 0, result.text
+    result = project.cli("import", "Action", "by-hand", "by_hand")
+    assert changes(result)["import"] == 1
+    assert changes(result)["unchanged"] >= 9
     assert project.exported("by-hand")["title"] == "By hand"
     # The program does not declare it, so the next deployment removes it again.
     assert changes(project.cli("up"))["deleted"] == 1
     assert "by_hand" not in [action["identifier"] for action in project.port("GET", "/v1/actions")["actions"]]
+
+
+PROGRAM = """
+from port_definitions import DEFINITIONS  # generated
+
+import pulumi
+from port_webhook_handlers.bundled.deploy import blueprints
+from port_webhook_stack import Settings, WebhookStack
+
+stack = WebhookStack(
+    "webhook",
+    Settings.load(),
+    blueprints=[blueprints.SERVICE, blueprints.DEPLOYMENT],
+    entities=[{"blueprint": "service", "identifier": "cart", "title": "Cart", "properties": {"language": "Python"}}],
+    definitions=DEFINITIONS,
+)
+pulumi.export("url", stack.url)
+pulumi.export("digest", stack.digest)
+"""
+
+
+def without_sealed(body: dict[str, Any]) -> dict[str, Any]:
+    """A documented form without the input whose public key is only a placeholder."""
+    copy: dict[str, Any] = json.loads(json.dumps(body))
+    copy["trigger"].get("userInputs", {}).get("properties", {}).pop("sealed", None)
+    return copy
+
+
+def test_existing_definitions_become_code_without_any_change(project: Project, first_up: str) -> None:
+    existing = [
+        without_sealed(VALID[name])
+        for name in (
+            "webhook",
+            "approval by all",
+            "steps",
+            "headings",
+            "search condition",
+            "RUN_UPDATED",
+            "upsert with one team",
+        )
+    ]
+    form = {"properties": {"b": {"type": "string"}, "a": {"type": "number"}}}
+    unordered = {"type": "self-service", "operation": "CREATE", "userInputs": form}
+    existing.append({**existing[0], "trigger": unordered, "publish": True})
+    names = ["deploy", *(f"existing_{number}" for number in range(1, len(existing)))]
+    project.port("POST", "/v1/organization/secrets", json={"secretName": "TOKEN", "secretValue": "v"})
+    for name, body in zip(names, existing, strict=True):
+        reply = project.port("POST", "/v1/actions", json={**body, "identifier": name})
+        assert reply["ok"], reply
+    before = {item["identifier"]: item for item in project.port("GET", "/v1/actions")["actions"]}
+
+    options = [option for name in names for option in ("--action", name)]
+    project.cli("import-code", *options, "--out", ".")
+    program = (project.folder / "__main__.py").read_text(encoding="utf-8")
+    (project.folder / "__main__.py").write_text(PROGRAM, encoding="utf-8")
+    assert changes(project.cli("import", "--file", "import.json"))["import"] == len(names)
+    assert set(changes(project.cli("preview"))) == {"unchanged"}
+    assert set(changes(project.cli("up"))) == {"unchanged"}
+    assert {item["identifier"]: item for item in project.port("GET", "/v1/actions")["actions"]} == before
+
+    (project.folder / "__main__.py").write_text(program, encoding="utf-8")
+    assert changes(project.cli("up"))["deleted"] == len(names)
+
+
+def test_import_says_what_is_wrong(project: Project, first_up: str) -> None:
+    for arguments, message in (
+        (("Action", "x", "no_such_action"), "no_such_action: Port has no such object"),
+        (("Automation", "x", "deploy_microservice"), "import it as port-webhook:index:Action"),
+        (("Actoin", "x", "deploy_microservice"), "did you mean port-webhook:index:Action?"),
+        (("Action", "x", "deploy_microservice", "--parent", "nobody"), "no resource of stack local"),
+        (("Action", "x"), "import takes TYPE NAME ID"),
+        (("--file", "none.json"), "cannot be read"),
+    ):
+        result = project.cli("import", *arguments, check=False)
+        assert result.code != 0, arguments
+        assert message in result.text, arguments
+        assert "Traceback" not in result.text, arguments
 
 
 def test_the_ledger_and_the_state_hold_no_secret_in_plain_text(project: Project, first_up: str) -> None:

@@ -16,6 +16,7 @@ import typer
 from rich.markup import escape
 
 from port_webhook_stack.cli.console import fail, note, out, step, warn
+from port_webhook_stack.cli.formats import Format
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +41,11 @@ def main() -> None:
     from port_webhook_stack.cli.connection import ConnectionUnavailableError
     from port_webhook_stack.cli.runs import InputError
 
+    start = Path.cwd()
     os.chdir(_project())
     try:
-        app()
+        # Commands that take paths need to know where the user is.
+        app(obj=start)
     except (PortError, ConnectionUnavailableError, InputError) as error:
         fail(str(error))
         sys.exit(1)
@@ -169,6 +172,112 @@ def logs(
         fail(f"no listener of stack {stack} has written a log on this machine: run `port-webhook up`")
         raise typer.Exit(1)
     _print_files(files, lines, follow)
+
+
+@app.command()
+def lint(
+    context: typer.Context,
+    paths: Annotated[
+        list[str], typer.Argument(help="JSON or YAML files, folders, or globs.", metavar="PATH")
+    ],
+    disable: Annotated[
+        list[str] | None, typer.Option("--disable", help="Rule to leave out; repeatable, or with commas.")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to print findings.")] = Format.text,
+) -> None:
+    """Check definitions of actions and automations; exit code 1 if there is an error."""
+    from port_webhook_stack.cli.lint import examine, render
+    from port_webhook_stack.definition_files import DefinitionFileError
+
+    disabled = {rule for item in disable or () for rule in item.split(",")}
+    try:
+        report = examine(paths, disabled, context.obj)
+    except (DefinitionFileError, ValueError) as error:
+        fail(str(error))
+        raise typer.Exit(2) from None
+    text = render(report, form)
+    if text:
+        print(text)  # noqa: T201  # for machines too, so without colours and wrapping
+    if form is Format.text:
+        note(report.summary())
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@app.command(name="import")
+def import_(
+    context: typer.Context,
+    type: Annotated[
+        str | None, typer.Argument(help="Action, Automation, Blueprint, …, or a whole type token.")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Pulumi's name, as the program declares it.")] = None,
+    id: Annotated[
+        str | None, typer.Argument(help="Identifier in Port; of an entity <blueprint>|<identifier>.")
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option("--parent", help="Name of the component that declares it, such as webhook.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="File of import-code, in place of the arguments.")
+    ] = None,
+    stack: Stack = "local",
+) -> None:
+    """Take existing objects of Port into the stack's state, without changing them."""
+    from port_webhook_stack.cli import imports
+
+    given = [value is not None for value in (type, name, id)]
+    if (file is None and not all(given)) or (file is not None and any(given)):
+        fail("import takes TYPE NAME ID, or --file with a file of import-code")
+        raise typer.Exit(2)
+
+    def work(driver: StackDriver) -> Outcome:
+        from port_webhook_stack.importing import ImportedResource
+
+        if file is not None:
+            return driver.import_resources(imports.from_file(context.obj / file, driver))
+        around = driver.path_to(parent) if parent else ()
+        return driver.import_resources(
+            [ImportedResource(imports.full_type(str(type)), str(name), str(id), around)]
+        )
+
+    try:
+        _operate(stack, work)
+    except imports.ImportFileError as error:
+        fail(str(error))
+        raise typer.Exit(1) from None
+
+
+@app.command(name="import-code")
+def import_code(
+    context: typer.Context,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    action: Annotated[
+        list[str] | None, typer.Option("--action", help="Identifier of an action or automation; repeatable.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All actions and automations.")] = False,
+    component: Annotated[
+        str, typer.Option("--component", help="Name of the WebhookStack that will declare them.")
+    ] = "webhook",
+    stack: Stack = "local",
+) -> None:
+    """Write Python for actions and automations that exist in Port, and the file that imports them."""
+    import yaml
+
+    from port_webhook_stack.cli import imports
+    from port_webhook_stack.cli.connection import connect
+
+    if everything == bool(action):
+        fail("import-code takes --action ID, once or more, or --all")
+        raise typer.Exit(2)
+    with connect(Path.cwd(), stack) as client:
+        found = imports.fetch(client, action or ())
+    project = yaml.safe_load(Path("Pulumi.yaml").read_text(encoding="utf-8"))["name"]
+    urn = f"urn:pulumi:{stack}::{project}::{imports.COMPONENT_TYPE}::{component}"
+    written = imports.write(found, context.obj / out_folder, urn)
+    for warning in written.warnings:
+        warn(warning)
+    note(f"{written.count} definitions in {written.module}")
+    note(f"next: pass its DEFINITIONS to WebhookStack, then port-webhook import --file {written.resources}")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from port_webhook_stack.port.handler import (
     ReadResult,
     has_unknown,
 )
-from port_webhook_stack.port.normalise import Body, canonical_action
+from port_webhook_stack.port.normalise import Body, canonical_action, with_order
 from port_webhook_stack.port.objects import ANY, BOOLEAN, MAP, OWNERSHIP, STRING, PortObject, schema_of
 
 _INPUTS: Mapping[str, Any] = {
@@ -88,6 +88,10 @@ class _Definition(PortObject):
 
     def collection(self, inputs: Properties) -> str:
         return "/v1/actions"
+
+    def completed(self, present: Body, written: Body) -> Body:
+        # Programs in Python always say the order; those in other languages need not.
+        return with_order(present) if not written or with_order(written) == written else present
 
     def failures(self, inputs: Properties, olds: Properties) -> list[Failure]:
         body = self.body(inputs)

@@ -136,8 +136,13 @@ class Blueprint(PortObject):
             if error.code != "has_dependents":
                 raise
             if state.get("forceDestroy") is not True:
-                raise ProviderError(self._dependents(ctx, id)) from error
-            self._remove_with_entities(ctx, id)
+                raise ProviderError(self._dependents(ctx, id, error)) from error
+            try:
+                self._remove_with_entities(ctx, id)
+            except PortApiError as refusal:
+                if refusal.code != "has_dependents":
+                    raise
+                raise ProviderError(self._dependents(ctx, id, refusal)) from refusal
 
     def _require(self, ctx: Context, id: str, inputs: Properties) -> None:
         with self.reporting(id):
@@ -151,7 +156,7 @@ class Blueprint(PortObject):
         if problems:
             raise ProviderError(f"blueprint {id} in Port does not fit its declaration: {'; '.join(problems)}")
 
-    def _dependents(self, ctx: Context, id: str) -> str:
+    def _dependents(self, ctx: Context, id: str, refusal: PortApiError) -> str:
         reply = ctx.port.request("GET", f"{self.item(id)}/entities", params={"include": "identifier"})
         names = [str(entity.get("identifier")) for entity in reply.get("entities", [])]
         shown = ", ".join(names[:_SHOWN_ENTITIES])
@@ -160,7 +165,7 @@ class Blueprint(PortObject):
             f"blueprint {id} still has entities: {shown}{more}. Delete them, or set `forceDestroy` to delete them "
             "together with the blueprint"
             if names
-            else f"blueprint {id} is still used by other objects in Port; delete those first"
+            else f"blueprint {id} is still used by other objects in Port; delete those first ({refusal.message})"
         )
 
     def _remove_with_entities(self, ctx: Context, id: str) -> None:

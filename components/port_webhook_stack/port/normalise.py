@@ -128,6 +128,23 @@ def canonical_action(body: Mapping[str, Any]) -> Body:
     return result
 
 
+def with_order(body: Mapping[str, Any]) -> Body:
+    """An action's `body` with the order of its form's inputs made explicit.
+
+    Without `order` and `steps` Port shows inputs in the order in which they are written, which the engine does
+    not keep.
+    """
+    trigger = body.get("trigger")
+    form = trigger.get("userInputs") if isinstance(trigger, Mapping) else None
+    properties = form.get("properties") if isinstance(form, Mapping) else None
+    if not (isinstance(trigger, Mapping) and isinstance(form, Mapping) and isinstance(properties, Mapping)):
+        return dict(body)
+    if not properties or any(form.get(key) not in (None, []) for key in ("order", "steps")):
+        return dict(body)
+    names = [*properties, *(name for name in form.get("titles") or {} if name not in properties)]
+    return {**body, "trigger": {**trigger, "userInputs": {**form, "order": names}}}
+
+
 def canonical_blueprint(body: Mapping[str, Any]) -> Body:
     """The canonical form of a blueprint."""
     result = _without(

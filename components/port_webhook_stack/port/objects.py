@@ -147,6 +147,7 @@ class PortObject:
         if present is None:
             return None
         subset = bool(self.body(inputs)) and (self.subset or state.get("adopted") is True)
+        present = self.completed(present, self.body(inputs))
         merged = reconcile(self.body(inputs), present, self.canonical, subset=subset)
         merged |= {key: value for key, value in inputs.items() if key in self.control}
         adopted = state.get("adopted") is True
@@ -193,6 +194,10 @@ class PortObject:
             return None
         return self.body(reply.get(self.member or self.kind, {}))
 
+    def completed(self, present: Body, written: Body) -> Body:
+        """`present` with what Port leaves unsaid; `written` is the body as the user wrote it, {} if nobody did."""
+        return present
+
     def write(self, ctx: Context, id: str, olds: Properties, news: Properties) -> None:
         """Change the object `id` from `olds` to `news`; make it again if somebody deleted it."""
         try:
@@ -214,7 +219,7 @@ class PortObject:
         # Something more in it shows that it is not what an interrupted deployment has left, unless this very
         # call has made it a moment ago and only the reply was lost.
         subset = self.subset and conflict.after_retry
-        theirs = reconcile(ours, present, self.canonical, subset=subset)
+        theirs = reconcile(ours, self.completed(present, ours), self.canonical, subset=subset)
         differences = changes(self.canonical(theirs), self.canonical(ours))
         adopt = inputs.get("adopt") is True
         if not differences:

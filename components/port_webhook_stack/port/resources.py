@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import pulumi
 
+from port_webhook_stack.port.normalise import with_order
+
 _CLIENT_ID = "clientId"
 _CLIENT_SECRET = "clientSecret"  # noqa: S105 - the name of a property
 
@@ -60,7 +62,7 @@ class Action(_PortObject):
             opts: options of the resource.
         """
         props = {
-            **_with_order(_body(definition)),
+            **with_order(_body(definition)),
             **_ownership(adopt, delete_adopted),
             "lintDisabled": lint_disabled,
         }
@@ -330,16 +332,3 @@ def _body(definition: Definition) -> dict[str, Any]:
 
 def _ownership(adopt: bool | None, delete_adopted: bool | None) -> dict[str, Any]:
     return {"adopt": adopt, "deleteAdopted": delete_adopted}
-
-
-def _with_order(body: dict[str, Any]) -> dict[str, Any]:
-    """`body` with an explicit order of the form's inputs: the engine does not keep the order of a map."""
-    trigger = body.get("trigger")
-    form = trigger.get("userInputs") if isinstance(trigger, Mapping) else None
-    properties = form.get("properties") if isinstance(form, Mapping) else None
-    if not (isinstance(trigger, Mapping) and isinstance(form, Mapping) and isinstance(properties, Mapping)):
-        return body
-    if not properties or "order" in form or "steps" in form:
-        return body
-    names = [*properties, *(name for name in form.get("titles") or {} if name not in properties)]
-    return {**body, "trigger": {**trigger, "userInputs": {**form, "order": names}}}
