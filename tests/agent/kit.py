@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer
 
 from port_webhook_handlers.agent.config import AgentConfig
 from port_webhook_handlers.runtime.secret_file import ApiCredentials, SecretFile, SigningSecret, StoredSecrets
+from port_webhook_stack.agent import kafka_broker
 
 
 def poll(
@@ -223,3 +225,60 @@ class AgentProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(40)
+
+
+class Topic:
+    """The topics of an organisation on a real broker, a user of it, and a producer that writes as Port does."""
+
+    def __init__(self, home: Path, organization: str, secret: str, partitions: int = 3) -> None:
+        self.home = home
+        self.organization = organization
+        self.secret = secret
+        self.username = f"user-{organization}"
+        self.password = kafka_broker.new_password()
+        endpoint = kafka_broker.ensure_running(home)
+        self.brokers, self.ca_file = endpoint.brokers, endpoint.ca_file
+        self.runs = f"{organization}.runs"
+        kafka_broker.add_topics(home, [self.runs, f"{organization}.change.log"], partitions=partitions)
+        kafka_broker.add_user(home, self.username, self.password, prefix=f"{organization}.")
+        self._admin = kafka_broker.admin(home)
+        self._producer = Producer({**self.client(), "linger.ms": 2, "enable.idempotence": True})
+
+    def client(self) -> dict[str, Any]:
+        """Configuration of a client."""
+        return {
+            "bootstrap.servers": self.brokers,
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.username": self.username,
+            "sasl.password": self.password,
+            "ssl.ca.location": str(self.ca_file),
+            "log_level": 0,
+        }
+
+    def write(self, *values: bytes, topic: str | None = None, partition: int | None = None) -> None:
+        """Writes messages and waits until the broker has them."""
+        for value in values:
+            options = {} if partition is None else {"partition": partition}
+            while True:
+                try:
+                    self._producer.produce(topic or self.runs, value, **options)
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+            self._producer.poll(0)
+        assert self._producer.flush(30) == 0
+
+    def send(self, url: str, *run_ids: str, **changes: Any) -> None:
+        """Writes a signed message for each run."""
+        self.write(*(topic_message(run_id, url, self.secret, **changes) for run_id in run_ids))
+
+    def committed(self, group: str) -> int:
+        """Sum of the committed offsets of a group over all partitions of the topic of runs."""
+        request = ConsumerGroupTopicPartitions(group)
+        [future] = self._admin.list_consumer_group_offsets([request]).values()
+        places = future.result(20).topic_partitions
+        return sum(place.offset for place in places if place.topic == self.runs and place.offset > 0)
+
+    def close(self) -> None:
+        self._producer.flush(5)

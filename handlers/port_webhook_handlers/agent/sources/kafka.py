@@ -216,6 +216,7 @@ class KafkaSource:
             "reconnect.backoff.max.ms": 5_000,
             "fetch.wait.max.ms": 500,
             "error_cb": self._on_error,
+            "on_commit": self._on_commit,
         }
         if settings.security_protocol.upper().startswith("SASL"):
             configuration |= {
@@ -276,14 +277,12 @@ class KafkaSource:
                 due.append(TopicPartition(*partition, position))
         if not due:
             return
+        for place in due:
+            self._committed[(place.topic, place.partition)] = place.offset
         try:
             consumer.commit(offsets=due, asynchronous=not wait)
         except KafkaException as error:
-            # What is not committed is delivered again; that is the promise.
-            self._say("commit failed", "commit", error=str(error.args[0]))
-            return
-        for place in due:
-            self._committed[(place.topic, place.partition)] = place.offset
+            self._on_commit(error.args[0], due)
 
     def _measure(self, consumer: Any) -> None:
         from confluent_kafka import KafkaException, TopicPartition
@@ -336,6 +335,15 @@ class KafkaSource:
         for name in names:
             self._watermarks.pop(name, None)
             self._committed.pop(name, None)
+
+    def _on_commit(self, error: Any, partitions: Sequence[Any]) -> None:
+        """A commit that failed, as in the middle of a rebalance, is made again."""
+        for place in partitions:
+            name = (place.topic, place.partition)
+            problem = error or place.error
+            if problem is not None and self._committed.get(name) == place.offset:
+                del self._committed[name]
+                self._say("commit failed", "commit", error=problem.str())
 
     def _on_error(self, error: Any) -> None:
         """The only place where librdkafka tells that credentials are refused."""
