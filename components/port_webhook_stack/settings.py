@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from port_webhook_handlers.port.names import is_identifier
 from port_webhook_stack.errors import SettingsError
+from port_webhook_stack.kubernetes import settings as kubernetes
+from port_webhook_stack.kubernetes.settings import KubernetesSettings
 
 MODULE = "port-webhook-stack"
 """Namespace of the module's keys in a stack file; the provider's are `port-webhook:*`."""
@@ -64,7 +66,7 @@ class Settings:
     project: Path
     state_dir: Path
     base_url: str | None = None
-    target: Literal["local"] = "local"
+    target: Literal["local", "kubernetes"] = "local"
     region: Region | None = "local"
     client_id: str | None = None
     client_secret: str | None = None
@@ -82,6 +84,7 @@ class Settings:
     lint_disabled: tuple[str, ...] = ()
     definitions: tuple[str, ...] = ()
     identifier_suffix: str = ""
+    kubernetes: KubernetesSettings | None = None
 
     @property
     def is_local_port(self) -> bool:
@@ -135,7 +138,7 @@ def parse(
             f"{region!r} is no region of Port",
             f"Use eu, us or local{_nearest(region, ('eu', 'us', 'local'))}",
         )
-    target = reader.choice("target", ("local",), "local")
+    target = reader.choice("target", ("local", "kubernetes"), "local")
     listener = _listener(reader)
     if target == "local" and region != "local" and base_url is None and listener.public_url is None:
         raise SettingsError(
@@ -148,7 +151,7 @@ def parse(
         project=project,
         state_dir=project / (reader.provider("stateDir", "PORT_STATE_DIR") or f".state/{stack}"),
         base_url=base_url,
-        target="local",
+        target=target,  # type: ignore[arg-type]
         region=region,  # type: ignore[arg-type]  # the provider refuses another region by name
         client_id=reader.provider("clientId", "PORT_CLIENT_ID"),
         client_secret=reader.provider("clientSecret", "PORT_CLIENT_SECRET"),
@@ -168,6 +171,7 @@ def parse(
         lint_disabled=tuple(reader.strings("lintDisabled")),
         definitions=tuple(reader.strings("definitions")),
         identifier_suffix=_identifier_suffix(reader),
+        kubernetes=_kubernetes(reader, target),
     )
     reader.refuse_the_rest()
     if region != "local" and settings.client_secret is None and not settings.signing_secrets:
@@ -213,6 +217,19 @@ def _listener(reader: _Reader) -> ListenerSettings:
             raise SettingsError(f"{key}.{name}", f"{value!r} is out of range", f"Use {low} to {high} seconds")
         numbers[name] = float(value)
     return ListenerSettings(port, public_url, numbers["syncDeadlineSeconds"], numbers["toleranceSeconds"])
+
+
+def _kubernetes(reader: _Reader, target: str) -> KubernetesSettings | None:
+    values = reader.mapping("kubernetes")
+    if target == "kubernetes":
+        return kubernetes.parse(values)
+    if values:
+        raise SettingsError(
+            f"{MODULE}:kubernetes",
+            f"is of no use to target {target}",
+            "Remove it, or set target to kubernetes",
+        )
+    return None
 
 
 def _identifier_suffix(reader: _Reader) -> str:

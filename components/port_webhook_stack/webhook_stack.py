@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pulumi
 
@@ -12,6 +12,7 @@ from port_webhook_handlers.bundle import Bundle, BundleError, build
 from port_webhook_handlers.port.names import resolve_urls, route_path
 from port_webhook_handlers.port.regions import API_BASE_URLS
 from port_webhook_stack.definitions import by_identifier, check, gather, with_suffix
+from port_webhook_stack.deployed import Deployed
 from port_webhook_stack.errors import SettingsError, StackError
 from port_webhook_stack.listener.local import LocalListener
 from port_webhook_stack.organisation import look_up
@@ -31,6 +32,17 @@ from port_webhook_stack.verification import Verification
 
 ROTATION_OVERLAP_SECONDS = 24 * 3600.0
 """How long the listener accepts a client secret that was replaced, unless `port-webhook rotate-secret` says otherwise."""
+
+
+class _Keys(TypedDict):
+    """The three uses of the organisation's client secret, which may be separate."""
+
+    signing: list[dict[str, pulumi.Input[Any]]]
+    api: Mapping[str, pulumi.Input[str]]
+    decryption: list[pulumi.Input[str]]
+
+
+_Target = Callable[["WebhookStack", Mapping[str, pulumi.Input[str]], _Keys], Deployed]
 
 
 class WebhookStack(pulumi.ComponentResource):
@@ -75,6 +87,7 @@ class WebhookStack(pulumi.ComponentResource):
         """
         bundle = _build(settings)
         _require_secrets(settings, bundle)
+        target = _target(settings, bundle)
         bodies = _bodies(settings, bundle, blueprints, definitions)
         self.definitions = {body["identifier"]: body for body in bodies.values()}
 
@@ -86,45 +99,24 @@ class WebhookStack(pulumi.ComponentResource):
         signing = _signing_secrets(settings, organisation)
         reporter = settings.api_credentials
 
-        store = LocalSecretsStore(
-            f"{name}-secrets",
-            signing=signing,
-            api={"clientId": reporter.client_id, "clientSecret": reporter.client_secret}
+        keys: _Keys = {
+            "signing": signing,
+            "api": {"clientId": reporter.client_id, "clientSecret": reporter.client_secret}
             if reporter
             else organisation,
-            decryption=_decryption_keys(settings, organisation),
-            secrets=settings.secrets,
-            # A list of signing secrets says itself how long each one counts.
-            overlap_seconds=0 if settings.signing_secrets else ROTATION_OVERLAP_SECONDS,
-            opts=self._child(),
-        )
-        listener = LocalListener(
-            f"{name}-listener",
-            digest=bundle.digest,
-            secrets_version=store.version,
-            port=settings.listener.port,
-            public_url=settings.listener.public_url,
-            limits={
-                "sync_deadline_seconds": settings.listener.sync_deadline_seconds,
-                "tolerance_seconds": settings.listener.tolerance_seconds,
-            },
-            handler_settings=settings.handler_settings,
-            opts=self._child(),
-        )
+            "decryption": _decryption_keys(settings, organisation),
+        }
+        deployed = self._deploy_locally(bundle, keys) if target is None else target(self, organisation, keys)
         self.digest = bundle.digest
-        self.url = (
-            pulumi.Output.from_input(settings.listener.public_url)
-            if settings.listener.public_url
-            else listener.url
-        )
-        proof: list[pulumi.Resource] = [listener]
+        self.url = deployed.url
+        proof: list[pulumi.Resource] = [deployed.listener]
         if settings.verify == "http":
             proof = [
                 Verification(
                     f"{name}-verification",
                     url=self.url,
                     digest=bundle.digest,
-                    secrets_version=store.version,
+                    secrets_version=deployed.secrets_version,
                     signing_secret=signing[0]["value"],
                     opts=self._child(),
                 )
@@ -138,6 +130,35 @@ class WebhookStack(pulumi.ComponentResource):
         ]
         self._actions(bodies, bundle.permissions, [*proof, *catalogue, *port_secrets, *before])
         self.register_outputs({"url": self.url, "digest": self.digest})
+
+    def _deploy_locally(self, bundle: Bundle, keys: _Keys) -> Deployed:
+        settings = self._settings
+        store = LocalSecretsStore(
+            f"{self._name}-secrets",
+            signing=keys["signing"],
+            api=keys["api"],
+            decryption=keys["decryption"],
+            secrets=settings.secrets,
+            # A list of signing secrets says itself how long each one counts.
+            overlap_seconds=0 if settings.signing_secrets else ROTATION_OVERLAP_SECONDS,
+            opts=self._child(),
+        )
+        listener = LocalListener(
+            f"{self._name}-listener",
+            digest=bundle.digest,
+            secrets_version=store.version,
+            port=settings.listener.port,
+            public_url=settings.listener.public_url,
+            limits={
+                "sync_deadline_seconds": settings.listener.sync_deadline_seconds,
+                "tolerance_seconds": settings.listener.tolerance_seconds,
+            },
+            handler_settings=settings.handler_settings,
+            opts=self._child(),
+        )
+        public = settings.listener.public_url
+        url = pulumi.Output.from_input(public) if public else listener.url
+        return Deployed(url, store.version, listener)
 
     def _child(self, depends_on: Sequence[pulumi.Resource] = ()) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=self, depends_on=list(depends_on))
@@ -215,6 +236,22 @@ class WebhookStack(pulumi.ComponentResource):
             route=lambda name: pulumi.Output.concat(self.url, route_path(name)),
             port_api=lambda path: f"{base}{path}",
         )
+
+
+def _target(settings: Settings, bundle: Bundle) -> _Target | None:
+    """What deploys to another target than this machine; its SDK is imported only then."""
+    if settings.target == "local":
+        return None
+    from port_webhook_stack.kubernetes import stack as kubernetes
+
+    plan = kubernetes.plan(settings, bundle)
+
+    def deploy(parent: WebhookStack, organisation: Mapping[str, pulumi.Input[str]], keys: _Keys) -> Deployed:
+        return kubernetes.deploy(
+            parent._name, settings, plan, organisation=organisation, **keys, parent=parent
+        )
+
+    return deploy
 
 
 def _build(settings: Settings) -> Bundle:

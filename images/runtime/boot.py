@@ -1,6 +1,6 @@
 """Entry point of the runtime image: unpacks the mounted bundle, checks every byte of it, then becomes its code.
 
-Usage: boot.py listener|dispatcher|job. Standard library only, because nothing of the bundle may be imported
+Usage: boot.py listener|dispatcher|job|agent. Standard library only, because nothing of the bundle may be imported
 before it is known to be the bundle that was deployed.
 """
 
@@ -21,6 +21,7 @@ ROLES = {
     ),
     "dispatcher": ("asyncio", "requests"),
     "job": ("asyncio", "psutil"),
+    "agent": ("asyncio", "requests"),
 }  # fmt: skip
 
 

@@ -573,7 +573,7 @@ async def _run(root: Path, bundle: Path, log: Log) -> int:
     except (StartError, ConfigError, manifests.ManifestError, SecretFileError, ApiServerError) as error:
         log("not started", error=str(error))
         return 1
-    identity = os.environ.get("HOSTNAME") or socket.gethostname()
+    identity = os.environ.get("PORT_WEBHOOK_POD") or socket.gethostname()
     metrics = Metrics()
     dispatcher = Dispatcher(config, dict(manifest.routes), api, secrets, identity, log, metrics)
     stop = asyncio.Event()

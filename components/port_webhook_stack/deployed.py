@@ -1,0 +1,22 @@
+"""What the facade needs to know of a deployed listener, whatever its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pulumi
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A listener.
+
+    Attributes:
+        url: base URL at which Port reaches it, without a trailing slash.
+        secrets_version: changes with the secrets that it reads.
+        listener: what definitions in Port depend on.
+    """
+
+    url: pulumi.Output[str]
+    secrets_version: pulumi.Output[str]
+    listener: pulumi.Resource

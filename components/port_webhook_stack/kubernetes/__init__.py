@@ -1,0 +1,1 @@
+"""Target kubernetes: what its components share. Manifests are pure functions that return plain dictionaries."""

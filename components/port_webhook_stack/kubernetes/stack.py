@@ -1,0 +1,195 @@
+"""Target kubernetes of the facade: secrets, listener and agent in a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pulumi
+
+from port_webhook_handlers.bundle import Bundle
+from port_webhook_handlers.port.regions import API_BASE_URLS
+from port_webhook_handlers.runtime import manifest as manifests
+from port_webhook_handlers.runtime.config import Limits
+from port_webhook_stack.agent.kubernetes import KubernetesAgent, listener_host
+from port_webhook_stack.deployed import Deployed
+from port_webhook_stack.errors import SettingsError
+from port_webhook_stack.kubernetes import access, dependencies, jobs, reachable
+from port_webhook_stack.kubernetes.plan import Plan
+from port_webhook_stack.kubernetes.register import Registrar, provider
+from port_webhook_stack.kubernetes.settings import KEY
+from port_webhook_stack.kubernetes.shards import shards
+from port_webhook_stack.listener.kubernetes import KubernetesListener, namespaces
+from port_webhook_stack.secrets_store.kubernetes import KubernetesSecretsStore
+from port_webhook_stack.settings import MODULE, Settings
+
+
+def plan(settings: Settings, bundle: Bundle) -> Plan:
+    """What is deployed, checked before anything is registered.
+
+    Raises:
+        StackError: settings, handlers and target do not fit together.
+    """
+    target = settings.kubernetes
+    if target is None:
+        raise SettingsError(
+            KEY, "is missing", "Set image and apiServer at least; see stacks/Pulumi.kubernetes-dev.yaml"
+        )
+    base = API_BASE_URLS.get(settings.region or "", settings.base_url)
+    if settings.is_local_port or base is None:
+        raise SettingsError(
+            "port-webhook:region",
+            "is local, but a cluster cannot reach a Port on this machine",
+            "Use eu or us with an organisation for trying things, or target local",
+        )
+    dependencies.check(bundle.path, bundle.routes, target)
+    routes = manifests.load(bundle.path)[0].routes
+    found = Plan(
+        stack=settings.stack,
+        settings=target,
+        routes=routes,
+        digest=bundle.digest,
+        shards=shards(bundle),
+        port_base_url=base,
+        limits=Limits(
+            sync_deadline_seconds=settings.listener.sync_deadline_seconds,
+            tolerance_seconds=settings.listener.tolerance_seconds,
+        ),
+        handler_settings=settings.handler_settings,
+    )
+    _check(settings, found)
+    return found
+
+
+def deploy(
+    name: str,
+    settings: Settings,
+    found: Plan,
+    *,
+    organisation: Mapping[str, pulumi.Input[str]],
+    signing: Sequence[Mapping[str, pulumi.Input[Any]]],
+    api: Mapping[str, pulumi.Input[str]],
+    decryption: Sequence[pulumi.Input[str]],
+    parent: pulumi.Resource,
+) -> Deployed:
+    """Registers everything in the cluster.
+
+    Args:
+        name: prefix of the resources' names.
+        settings: of the stack.
+        found: see `plan`.
+        organisation: `clientId` and `clientSecret`.
+        signing, api, decryption: see `KubernetesSecretsStore`.
+        parent: the facade.
+    """
+    target = found.settings
+    cluster = provider(
+        f"{name}-cluster",
+        kubeconfig=target.kubeconfig,
+        context=target.context,
+        render_directory=target.render_directory,
+        parent=parent,
+    )
+
+    def registrar_of(component: pulumi.Resource) -> Registrar:
+        return Registrar(name, component, cluster)
+
+    opts = pulumi.ResourceOptions(parent=parent)
+    before = Registrar(name, parent, cluster).add(namespaces(found)) if target.create_namespaces else []
+    store = KubernetesSecretsStore(
+        f"{name}-secrets",
+        found,
+        registrar_of,
+        signing=signing,
+        api=api,
+        decryption=decryption,
+        secrets=settings.secrets,
+        after=before,
+        opts=opts,
+    )
+    listener = KubernetesListener(
+        f"{name}-listener",
+        found,
+        registrar_of,
+        secrets=store.secrets,
+        secrets_version=store.version,
+        after=before,
+        opts=opts,
+    )
+    if target.agent is not None:
+        KubernetesAgent(
+            f"{name}-agent",
+            found,
+            registrar_of,
+            credentials=organisation,
+            secrets_version=store.version,
+            after=[*before, listener],
+            opts=opts,
+        )
+    return Deployed(pulumi.Output.from_input(url(settings, found)), store.version, listener)
+
+
+def url(settings: Settings, found: Plan) -> str:
+    """Base URL of the listener: of a proxy in front, of the ingress, or inside the cluster."""
+    if settings.listener.public_url:
+        return settings.listener.public_url
+    if found.settings.ingress is not None:
+        return f"https://{found.settings.ingress.host}"
+    return f"http://{listener_host(found)}"
+
+
+def _check(settings: Settings, found: Plan) -> None:
+    target = found.settings
+    if target.ingress is None and settings.listener.public_url is None:
+        if target.agent is None:
+            raise SettingsError(
+                f"{KEY}.ingress",
+                "is missing, so Port could not reach the listener",
+                "Set ingress.host and ingress.tlsSecret, or listener.publicUrl, or agent for a cluster without entry",
+            )
+        if settings.verify == "http":
+            raise SettingsError(
+                f"{MODULE}:verify",
+                "is http, but the listener has no address outside of the cluster",
+                "Set verify to off, or an ingress",
+            )
+    known = {access.LISTENER, access.DISPATCHER, *(access.listener(group) for group in found.listener_groups)}
+    known |= {route.name for route in found.job_routes() if jobs.secret(found, route) is not None}
+    for role in target.existing_secrets:
+        if role not in known:
+            raise SettingsError(
+                f"{KEY}.existingSecrets.{role}",
+                "is neither a process nor a handler with secrets",
+                f"Known here: {', '.join(sorted(known))}",
+            )
+    groups = {*found.run_groups, *found.listener_groups}
+    for group in target.groups:
+        if group not in groups:
+            raise SettingsError(
+                f"{KEY}.groups.{group}",
+                "is no privilege group of these handlers",
+                f"Known here: {', '.join(sorted(groups))}",
+            )
+    agent = target.agent
+    if agent is not None and agent.kind == "official" and "PORT_ORG_ID" not in agent.environment:
+        raise SettingsError(
+            f"{KEY}.agent.environment.PORT_ORG_ID",
+            "is missing; the official agent does not start without it",
+            "Set the identifier of the organisation, which Port shows in its settings",
+        )
+    if target.render_directory is not None:
+        missing = sorted(known - set(target.existing_secrets))
+        if missing or (target.agent is not None and target.agent.existing_secret is None):
+            raise SettingsError(
+                f"{KEY}.existingSecrets.{missing[0] if missing else 'agent'}",
+                "is missing: with renderYamlToDirectory its values would be plain text in files",
+                "Name Secrets that are made in the cluster, for example by External Secrets (docs/kubernetes.md)",
+            )
+        if settings.verify == "http":
+            raise SettingsError(
+                f"{MODULE}:verify",
+                "is http, but with renderYamlToDirectory nothing is deployed yet",
+                "Set verify to off; `port-webhook verify` checks a listener later",
+            )
+    else:
+        reachable.require(target.kubeconfig, target.context)
