@@ -22,7 +22,17 @@ from typing import Literal
 from port_webhook_handlers.process import ProcessIdentity, spawn_detached, tail
 from port_webhook_localport.home import Home, LocalPortError
 
-__all__ = ["Endpoint", "LocalPortError", "ensure_running", "remove", "rotate_secret", "status", "stop"]
+__all__ = [
+    "Endpoint",
+    "LocalPortError",
+    "RotationStep",
+    "ensure_running",
+    "is_rotating",
+    "remove",
+    "rotate_secret",
+    "status",
+    "stop",
+]
 
 START_TIMEOUT_SECONDS = 20.0
 
@@ -146,6 +156,12 @@ def rotate_secret(home: Path, step: RotationStep, overlap_seconds: float = 0) ->
     finally:
         connection.close()
     return ensure_running(home)
+
+
+def is_rotating(home: Path) -> bool:
+    """Whether a new client secret is staged there and does not sign yet."""
+    place = Home(home.absolute())
+    return place.credentials_file.exists() and place.credentials().is_staged
 
 
 @dataclass(frozen=True, slots=True)

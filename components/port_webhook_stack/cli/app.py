@@ -56,7 +56,10 @@ def main() -> None:
 @app.command()
 def up(stack: Stack = "local") -> None:
     """Deploy the stack: create what is missing, update what differs, heal what has died."""
+    from port_webhook_stack.cli.secrets import finish_rotation
+
     outcome = _operate(stack, lambda driver: driver.up())
+    finish_rotation(stack)
     for name, value in outcome.outputs.items():
         note(f"  {name:<14} {value if isinstance(value, str) else ', '.join(map(str, value))}")
 

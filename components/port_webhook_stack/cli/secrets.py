@@ -22,6 +22,7 @@ FromEnv = Annotated[
     str | None,
     typer.Option("--from-env", metavar="VARIABLE", help="Take the value from a variable instead of asking."),
 ]
+_OVERLAP = "24h"
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -29,7 +30,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 def rotate_secret(
     overlap: Annotated[
         str, typer.Option(help="How long the former secret stays valid: 90s, 30m, 24h, 7d.")
-    ] = "24h",
+    ] = _OVERLAP,
     retire: Annotated[
         bool, typer.Option("--retire", help="End the former secret now, instead of rotating.")
     ] = False,
@@ -101,8 +102,27 @@ def _rotate_local(stack: str, state: Path, seconds: float) -> None:
         current.result = "made; local Port still signs with the former one"
     # From here on the listener accepts both.
     _operate(stack, lambda driver: driver.up())
+    _activate(state, seconds)
+
+
+def finish_rotation(stack: str) -> None:
+    """After an `up`: has local Port sign with a secret that an interrupted rotation has left unused."""
+    from port_webhook_localport import control
+    from port_webhook_stack.cli.connection import provider_configuration, state_folder
+    from port_webhook_stack.port.local_port import FOLDER
+
+    local = provider_configuration(Path.cwd(), stack).get("region") == "local"
+    state = state_folder(Path.cwd(), stack)
+    if local and control.is_rotating(state / FOLDER):
+        _activate(state, _seconds(_OVERLAP))
+
+
+def _activate(state: Path, seconds: float) -> None:
+    from port_webhook_localport import control
+    from port_webhook_stack.port.local_port import FOLDER
+
     with step("rotation") as current:
-        control.rotate_secret(home, "activate", seconds)
+        control.rotate_secret(state / FOLDER, "activate", seconds)
         current.result = _ended(state, seconds)
 
 
