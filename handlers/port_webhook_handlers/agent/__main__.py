@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m port_webhook_handlers.agent")
     parser.add_argument("--config", type=Path, help="agent.json; without it the environment is read")
     parser.add_argument("--announce", type=Path, help="file that gets the health port once it is bound")
+    parser.add_argument("--follow-input", action="store_true", help="end when standard input does")
     arguments = parser.parse_args()
     log = Log()
     logging.basicConfig(handlers=[LibraryLog(log)], level=logging.WARNING, force=True)
@@ -42,7 +43,7 @@ def main() -> None:
         )
         secrets = live_secrets(config, log)
         with contextlib.suppress(KeyboardInterrupt), _runner() as runner:
-            runner.run(_serve(config, secrets, log, arguments.announce))
+            runner.run(_serve(config, secrets, log, arguments.announce, arguments.follow_input))
     except (AgentConfigError, MappingError, SecretFileError, OSError) as error:
         log("agent not started", error=str(error))
         sys.exit(2)
@@ -69,11 +70,16 @@ def live_secrets(config: AgentConfig, log: Log) -> LiveSecrets:
     return LiveSecrets(EnvironmentSecrets(os.environ), changed, failed)
 
 
-async def _serve(config: AgentConfig, secrets: LiveSecrets, log: Log, announce: Path | None) -> None:
+async def _serve(
+    config: AgentConfig, secrets: LiveSecrets, log: Log, announce: Path | None, follow_input: bool
+) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    if follow_input:
+        # Nothing is ever written there: it becomes readable when the supervisor is gone.
+        loop.add_reader(sys.stdin.fileno(), ended.set)
     service = AgentService(config, secrets, log)
     await service.start()
     log(
@@ -88,6 +94,8 @@ async def _serve(config: AgentConfig, secrets: LiveSecrets, log: Log, announce: 
 
         write_private(announce, str(service.health_port).encode())
     await ended.wait()
+    if follow_input:
+        loop.remove_reader(sys.stdin.fileno())
     await service.close()
 
 

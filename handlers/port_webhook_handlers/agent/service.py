@@ -51,7 +51,7 @@ class AgentService:
         secrets: credentials, signing secrets and decryption keys.
         log: its log.
         sink: where messages go; None: they are forwarded over HTTP.
-        metrics: where it counts.
+        serves_health: answer on the health port; otherwise somebody else shows `status` and `rendered`.
     """
 
     def __init__(
@@ -60,18 +60,19 @@ class AgentService:
         secrets: LiveSecrets,
         log: Log,
         sink: Sink | None = None,
-        metrics: AgentMetrics | None = None,
+        *,
+        serves_health: bool = True,
     ) -> None:
         self._config = config
         self._secrets = secrets
         self._log = log
         self._sink = sink
-        self.metrics = metrics or AgentMetrics()
+        self.metrics = AgentMetrics()
         self._source: Source | None = None
         self._agent: Agent | None = None
         self._problem = "Port has not been asked yet"
         self._running: asyncio.Task[None] | None = None
-        self._health = HealthServer(self.status, self._rendered)
+        self._health = HealthServer(self.status, self.rendered) if serves_health else None
         self.health_port = 0
 
     def status(self) -> dict[str, Any]:
@@ -102,6 +103,13 @@ class AgentService:
         sink = self._sink or self._forward()
         self._reporter = Reporter(self._api, self._log, self.metrics)
         self._agent = Agent(sink, self._reporter, config.limits, self._log, self.metrics)
+        await self._bind()
+        self._running = asyncio.ensure_future(self._run(self._agent))
+
+    async def _bind(self) -> None:
+        config = self._config
+        if self._health is None:
+            return
         try:
             self.health_port = await self._health.start(config.health_host, config.health_port)
         except OSError as error:
@@ -109,7 +117,6 @@ class AgentService:
                 f"agent.health_port: cannot bind {config.health_host}:{config.health_port} ({error.strerror}); "
                 "set it to a free port, or to 0"
             ) from error
-        self._running = asyncio.ensure_future(self._run(self._agent))
 
     async def close(self) -> None:
         """Takes nothing more, lets deliveries under way end, and acknowledges them."""
@@ -128,7 +135,8 @@ class AgentService:
         self._api_http.close()
         if self._http is not None:
             self._http.close()
-        await self._health.close()
+        if self._health is not None:
+            await self._health.close()
         self._log("agent ended", drained=drained)
 
     async def _run(self, agent: Agent) -> None:
@@ -241,7 +249,8 @@ class AgentService:
         actions = self._config.actions
         return actions is None or action is None or action in actions
 
-    def _rendered(self) -> str:
+    def rendered(self) -> str:
+        """Metrics as text."""
         status = self.status()
         self.metrics.gauge("port_webhook_agent_ready", int(bool(status["ready"])))
         self.metrics.gauge("port_webhook_agent_in_flight", status.get("in_flight", 0))

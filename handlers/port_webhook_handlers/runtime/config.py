@@ -58,6 +58,8 @@ class ListenerConfig:
             listener's home.
         limits: bounds.
         settings: route name to settings of its handler; those under `*` are given to every handler.
+        agent: take runs from Port directly, without a request: configuration of an agent (`source`, `name`, `kafka`,
+            `polling`, …) as `port_webhook_handlers.agent.config` reads it.
     """
 
     bundle: Path
@@ -71,6 +73,7 @@ class ListenerConfig:
     state_dir: Path | None = None
     limits: Limits = field(default_factory=Limits)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    agent: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.port_base_url is None) == (self.port_endpoint_file is None):
@@ -137,6 +140,8 @@ def parse(data: bytes | str) -> ListenerConfig:
     settings = _typed(values.get("settings", {}), dict, "listener.settings")
     for name, value in settings.items():
         _typed(value, dict, f"listener.settings.{name}")
+    if values.get("agent") is not None:
+        _typed(values["agent"], dict, "listener.agent")
     missing = [name for name in ("bundle", "secrets_file", "secrets_key_file") if values.get(name) is None]
     if missing:
         raise ConfigError(f"listener.{missing[0]}: is missing")

@@ -232,6 +232,31 @@ class Receiver:
             413, json_bytes(RefusedError(413, "too_large", f"The body is larger than {limit} bytes.").body())
         )
 
+    async def take(self, name: str, body: dict[str, Any], raw: bytes) -> Response:
+        """Claims a run of a message that the agent of this process has verified.
+
+        Args:
+            name: the route.
+            body: the message, and `raw`, its bytes as they are stored.
+
+        Raises:
+            RefusedError: it is none of a route's, or was not claimed; Port has not been told.
+        """
+        route = self._routes.get(name)
+        if route is None:
+            raise RefusedError(404, "unknown_route", "No handler is deployed for this route.")
+        if len(raw) > self._limits.max_body_bytes:
+            raise RefusedError(
+                413, "too_large", f"The message is larger than {self._limits.max_body_bytes} bytes."
+            )
+        _check_action(body, route.action, required=route.run_id_path == ENVELOPE_RUN_ID)
+        invocation = Invocation(route, _run_id(body, route.run_id_path), body, raw)
+        return await self._claim(invocation, comes_again=True)
+
+    def is_synchronous(self, name: str) -> bool:
+        """Whether a route's answer is its result."""
+        return self._routes[name].mode == "sync"
+
     async def _handle(self, method: str, path: str, headers: Headers, body: bytes) -> Response:
         route = self._by_path.get(path)
         if route is not None:
@@ -322,14 +347,14 @@ class Receiver:
 
     # Claims
 
-    async def _claim(self, invocation: Invocation) -> Response:
+    async def _claim(self, invocation: Invocation, *, comes_again: bool = False) -> Response:
         route = invocation.route
         refusal = self._refusal(invocation)
         if route.mode == "sync":
             if refusal is not None:
                 raise refusal
             return await self._answer(invocation)
-        return await self._accept(invocation.run_id, route.name, invocation, refusal)
+        return await self._accept(invocation.run_id, route.name, invocation, refusal, comes_again)
 
     def _refusal(self, invocation: Invocation) -> RefusedError | None:
         if self.stopping:
@@ -345,7 +370,12 @@ class Receiver:
         return None
 
     async def _accept(
-        self, run_id: str, route: str, invocation: Invocation, refusal: RefusedError | None
+        self,
+        run_id: str,
+        route: str,
+        invocation: Invocation,
+        refusal: RefusedError | None,
+        comes_again: bool,
     ) -> Response:
         body_hash = _hash(invocation.body)
         answer: Answer | None = None
@@ -358,7 +388,7 @@ class Receiver:
                 run_id, route, "async", body_hash, invocation.raw, refusal=answer, failure=failure
             )
         except LedgerError as error:
-            claim = await self._not_stored(run_id, route, body_hash, error)
+            claim = await self._not_stored(run_id, route, body_hash, error, comes_again)
         if not claim.same:
             raise _reused()
         if claim.new:
@@ -371,7 +401,9 @@ class Receiver:
             return Response(claim.answer.status, json_bytes(claim.answer.body))
         return Response(202, b'{"accepted":true,"runId":"' + run_id.encode() + b'"}')
 
-    async def _not_stored(self, run_id: str, route: str, body_hash: bytes, error: LedgerError) -> Claim:
+    async def _not_stored(
+        self, run_id: str, route: str, body_hash: bytes, error: LedgerError, comes_again: bool = False
+    ) -> Claim:
         self._log("not stored", run=run_id, route=route, error=str(error))
         try:
             known = await self._ledger.lookup(run_id, route, body_hash)
@@ -380,7 +412,8 @@ class Receiver:
         if known is not None:
             # A repeat needs no place in the ledger, and its run must not be failed.
             return known
-        await self._executor.fail_now(run_id, "The listener could not store the run; it was not started.")
+        if not comes_again:
+            await self._executor.fail_now(run_id, "The listener could not store the run; it was not started.")
         raise RefusedError(503, "not_stored", "The run could not be stored and was not started.") from None
 
     async def _answer(self, invocation: Invocation) -> Response:

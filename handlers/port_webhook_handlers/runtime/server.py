@@ -39,6 +39,7 @@ from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFile, S
 if TYPE_CHECKING:
     import uvicorn
 
+    from port_webhook_handlers.agent.service import AgentService
     from port_webhook_handlers.runtime.receiver import Receiver
 
 _FLUSH_SECONDS: Final = 10.0
@@ -124,6 +125,9 @@ class Server:
                 self._log,
                 self.metrics,
             )
+            self.agent = (
+                None if config.agent is None else _agent(config, manifest, secrets, self.receiver, self._log)
+            )
             self.ledger.open()
             await self.ledger.waiting()
         except (manifests.ManifestError, SecretFileError, LedgerError, ValueError, OSError) as error:
@@ -137,7 +141,12 @@ class Server:
 
     async def gauges(self) -> str:
         """Metrics as text."""
-        return self.metrics.render(await self.ledger.gauges())
+        own = self.metrics.render(await self.ledger.gauges())
+        return own if self.agent is None else own + self.agent.rendered()
+
+    async def agent_status(self) -> str:
+        """Whether runs are taken from Port, as JSON; `null` without an agent."""
+        return json.dumps(None if self.agent is None else self.agent.status())
 
     async def close(self, seconds: float | None, final: bool) -> None:
         """Ends runs and reports in order.
@@ -181,6 +190,31 @@ class Server:
         if overloaded != self.receiver.overloaded:
             self.receiver.overloaded = overloaded
             self._log("overloaded" if overloaded else "no longer overloaded")
+
+
+def _agent(
+    config: ListenerConfig,
+    manifest: manifests.Manifest,
+    secrets: LiveSecrets,
+    receiver: Receiver,
+    log: Log,
+) -> AgentService:
+    from port_webhook_handlers.agent import config as agents
+    from port_webhook_handlers.agent.service import AgentService
+    from port_webhook_handlers.agent.sinks.direct import DirectSink
+
+    found = agents.from_json(
+        {
+            **(config.agent or {}),
+            "sink": "direct",
+            "port_base_url": config.port_base_url,
+            "port_endpoint_file": None
+            if config.port_endpoint_file is None
+            else str(config.port_endpoint_file),
+            "actions": [route.action for route in manifest.routes.values()],
+        }
+    )
+    return AgentService(found, secrets, log, DirectSink(receiver), serves_health=False)
 
 
 def _check_secrets(manifest: manifests.Manifest, content: StoredSecrets) -> None:
@@ -312,7 +346,7 @@ async def _serve(connection: socket.socket) -> int:
         log("not started", error=str(error))
         await lines.write({"failed": str(error)})
         return 1
-    private, metrics_port = await _private({"/metrics": server.gauges})
+    private, metrics_port = await _private({"/metrics": server.gauges, "/agent": server.agent_status})
     await lines.write({"ready": {"digest": server.digest, "metrics_port": metrics_port}})
     loop = asyncio.get_running_loop()
     orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -330,6 +364,8 @@ async def _serve(connection: socket.socket) -> int:
         await server.dispatcher.recover()
         dispatching = asyncio.ensure_future(server.dispatcher.serve())
         accepting = asyncio.ensure_future(http.serve(sockets=[socket.socket(fileno=init["socket"])]))
+        if server.agent is not None:
+            await server.agent.start()
         log("serving", digest=server.digest, pid=os.getpid())
         await lines.write({"serving": True})
         order = await orders.get()
@@ -337,6 +373,8 @@ async def _serve(connection: socket.socket) -> int:
         seconds, final = (None, False) if stop is None else (config.limits.drain_seconds, bool(stop["final"]))
         server.receiver.stopping = stop is not None
         log("stopping" if stop is not None else "draining")
+        if server.agent is not None:
+            await server.agent.close()
         # Requests in flight may hand over runs, so the front door closes first: no new connections, then the
         # requests of those that were just accepted, then the rest.
         server.application.closing = True
