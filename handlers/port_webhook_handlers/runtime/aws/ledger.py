@@ -242,7 +242,7 @@ class DynamoLedger:
             **({":holder": holder} if holder else {}),
         }
         condition = "#state IN (:running, :queued)" + (" AND holder = :holder" if holder else "")
-        change = "SET #state = :reporting, final = :final, updated_at = :now, expires = :expires REMOVE holder, lease"
+        change = "SET #state = :reporting, last_report = :final, updated_at = :now, expires = :expires REMOVE holder, lease"
         return self._change(run_id, change, values, condition) is not None
 
     def refuse(self, run_id: str, route: str, body_hash: str, final: Mapping[str, Any]) -> Item:
@@ -254,7 +254,7 @@ class DynamoLedger:
             "mode": "async",
             "body_hash": body_hash,
             "state": "reporting",
-            "final": json.dumps(final, separators=(",", ":")),
+            "last_report": json.dumps(final, separators=(",", ":")),
             "accepted_at": now,
             "updated_at": now,
             "expires": int(now + self._retention),
@@ -298,7 +298,7 @@ class DynamoLedger:
         }
         self._change(
             run_id,
-            "SET #state = :done, updated_at = :now, expires = :expires REMOVE final",
+            "SET #state = :done, updated_at = :now, expires = :expires REMOVE last_report",
             values,
             "#state = :reporting",
         )
@@ -378,7 +378,7 @@ def _item(found: Mapping[str, Mapping[str, Any]]) -> Item:
         attempt=int(number.get("attempt", 0)),
         holder=text.get("holder", ""),
         lease=number.get("lease", 0),
-        final=json.loads(text["final"]) if "final" in text else None,
+        final=json.loads(text["last_report"]) if "last_report" in text else None,
         answer=json.loads(text["answer"]) if "answer" in text else None,
         answer_until=number.get("answer_until", 0),
         executions=int(number.get("executions", 0)),
