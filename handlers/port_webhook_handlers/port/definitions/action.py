@@ -26,12 +26,16 @@ from port_webhook_handlers.port.definitions.triggers import AutomationTrigger, S
 class Approval(Node):
     """Whose approval a run needs: of any approver, or of all."""
 
+    MEANING: ClassVar = '{"type": "ANY"} or {"type": "ALL"}'
+
     type: str = field(metadata=needs(STRING, choices=("ANY", "ALL")))
 
 
 @dataclass(frozen=True)
 class ApprovalNotification(Node):
     """How approvers are told: by e-mail, or by a webhook in Port's JSON or Slack's."""
+
+    MEANING: ClassVar = '{"type": "email"} or {"type": "webhook", "url": …, "format": "json" or "slack"}'
 
     type: str = field(metadata=needs(STRING, choices=("email", "webhook")))
     url: str | None = field(default=None, metadata=opt(STRING))
