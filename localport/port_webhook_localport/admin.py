@@ -10,7 +10,7 @@
 | `POST /edit` | a change or deletion behind the API's back, as in Port's UI |
 | `POST /expire-token` | ends the live token |
 | `POST /rotate-secret` | one `step` of a rotation of the client secret: `stage`, `activate`, `retire` |
-| `PUT /kafka` | broker of the topics: what `GET /v1/kafka-credentials` answers, and `caFile` to trust |
+| `PUT`, `DELETE /kafka` | broker of the topics: what `GET /v1/kafka-credentials` answers, and `caFile` to trust |
 | `POST /reset` | forgets everything but who it is |
 """
 
@@ -159,6 +159,12 @@ def rotate_secret(port: Port, call: Call) -> Reply:
         case _:
             port.change_credentials(known.retire())
     return Reply({"staged": port.credentials.is_staged})
+
+
+def delete_kafka(port: Port, call: Call) -> Reply:
+    """Agent runs are offered to polling again."""
+    port.kafka = None
+    return Reply({})
 
 
 def reset(port: Port, call: Call) -> Reply:

@@ -128,7 +128,10 @@ class Port:
         return found
 
     @kafka.setter
-    def kafka(self, value: dict[str, Any]) -> None:
+    def kafka(self, value: dict[str, Any] | None) -> None:
+        if value is None:
+            self.store.set_meta(_KAFKA, None)
+            return
         key = bytes.fromhex(self.credentials.storage_key)
         self.store.set_meta(_KAFKA, seal(json.dumps(value), key, _KAFKA).hex())
 

@@ -100,6 +100,7 @@ _ADMIN: list[tuple[str, str, Handler]] = [
     ("GET", "/deliveries", admin.get_deliveries),
     ("GET", "/runs/{run}", admin.get_run),
     ("PUT", "/kafka", admin.put_kafka),
+    ("DELETE", "/kafka", admin.delete_kafka),
     ("POST", "/rotate-secret", admin.rotate_secret),
     ("POST", "/reset", admin.reset),
     ("POST", "/edit", admin.edit),

@@ -55,7 +55,8 @@ class Message:
     Attributes:
         name: where it comes from, for logs.
         run_id: Port's id; None for an entity change, which nobody waits for.
-        action: identifier of the action or automation, where it can be told.
+        action: identifier in Port of the action or automation, where it can be told.
+        route: what the body says which handler is meant; environments of one organisation share such names.
         key: messages of one key are worked on one after the other.
         invocation: what to call.
         body: what is sent unless a mapping says otherwise.
@@ -74,6 +75,7 @@ class Message:
     invocation: Invocation
     body: Any
     document: dict[str, Any]
+    route: str | None = None
     refusal: str | None = None
     lease: Lease = field(default_factory=Lease)
     acknowledge: Callable[[], None] = _nothing
@@ -143,7 +145,17 @@ def from_topic(
             covered["headers"] = kept
         refusal = _signature_problem(covered, signed, secrets, now, max_age)
     invocation = _invocation(method, kept or method.get("headers"))
-    return Message(name, run_id, _action(document), f"run {run_id}", invocation, body, document, refusal)
+    return Message(
+        name,
+        run_id,
+        _text(document.get("action")) or _named(document),
+        f"run {run_id}",
+        invocation,
+        body,
+        document,
+        _named(document) or _text(document.get("action")),
+        refusal,
+    )
 
 
 def from_change_log(name: str, value: bytes | None) -> Message:
@@ -179,8 +191,9 @@ def from_run(run: Mapping[str, Any]) -> Message:
     action = action.get("identifier") if isinstance(action, dict) else action
     document = _official_document(run_id, payload, body if isinstance(body, dict) else {})
     invocation = _invocation(payload, payload.get("headers"))
-    named = action if isinstance(action, str) else _action(document)
-    return Message(run_id, run_id, named, f"run {run_id}", invocation, body, document)
+    action = _text(action) or _text(document.get("action")) or _named(document)
+    route = _named(document) or _text(document.get("action")) or action
+    return Message(run_id, run_id, action, f"run {run_id}", invocation, body, document, route)
 
 
 def from_node_run(run: Mapping[str, Any]) -> Message:
@@ -250,11 +263,12 @@ def _run_id(document: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _action(document: Mapping[str, Any]) -> str | None:
-    for found in (_at(document, "port_context", "action"), document.get("action")):
-        if isinstance(found, str) and found:
-            return found
-    return None
+def _named(document: Mapping[str, Any]) -> str | None:
+    return _text(_at(document, "port_context", "action"))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _at(document: Mapping[str, Any], *path: str) -> Any:

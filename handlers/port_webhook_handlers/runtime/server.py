@@ -205,13 +205,13 @@ def _agent(
 
     found = agents.from_json(
         {
+            "actions": [route.action for route in manifest.routes.values()],
             **(config.agent or {}),
             "sink": "direct",
             "port_base_url": config.port_base_url,
             "port_endpoint_file": None
             if config.port_endpoint_file is None
             else str(config.port_endpoint_file),
-            "actions": [route.action for route in manifest.routes.values()],
         }
     )
     return AgentService(found, secrets, log, DirectSink(receiver), serves_health=False)

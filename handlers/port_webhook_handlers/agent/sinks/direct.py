@@ -34,13 +34,13 @@ class DirectSink:
             # Nothing is lost by waiting: the message stays with Port.
             raise RetryLaterError("The listener takes no runs at the moment.", lasting=True)
         body = message.body
-        if not isinstance(body, dict) or message.action is None:
+        if not isinstance(body, dict) or message.route is None:
             return Outcome(
                 "failed", "FAILURE", "The message is no invocation of a handler: it names no action."
             )
         raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         try:
-            response = await receiver.take(message.action, body, raw)
+            response = await receiver.take(message.route, body, raw)
         except RefusedError as refusal:
             if refusal.status == 503:
                 raise RetryLaterError(refusal.message, lasting=True) from None
@@ -48,7 +48,7 @@ class DirectSink:
                 # The run with this id is on its way, and nobody may end it because of another message.
                 return Outcome("settled")
             return Outcome("failed", "FAILURE", refusal.summary())
-        if not receiver.is_synchronous(message.action):
+        if not receiver.is_synchronous(message.route):
             return Outcome("delivered")
         answer = json.loads(response.body)
         succeeded = 200 <= response.status < 300
