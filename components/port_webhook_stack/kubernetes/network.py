@@ -101,7 +101,7 @@ def _policy(
         "spec": {
             "podSelector": {"matchLabels": selector or plan.labels(component)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": list(ingress),
+            **({"ingress": list(ingress)} if ingress else {}),
             "egress": list(egress),
         },
     }
