@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 
 from port_webhook_handlers.port import Action, Automation
 from port_webhook_handlers.port.lint import Known, lint
 from port_webhook_stack.definition_files import read
+from port_webhook_stack.port.provider import handler
 
 PAGE = (Path(__file__).parents[2] / "docs" / "definitions.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^ *```(\w+)\n(.*?)^ *```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -26,11 +28,16 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def written() -> list[Action | Automation | dict[str, Any]]:
-    """What the Python examples leave in `definitions`."""
-    namespace: dict[str, Any] = {}
+def namespace() -> dict[str, Any]:
+    """What the Python examples define, executed in their order."""
+    names: dict[str, Any] = {}
     for text in blocks("python"):
-        exec(compile(text, "definitions.md", "exec"), namespace)  # noqa: S102 - our own page
+        exec(compile(text, "definitions.md", "exec"), names)  # noqa: S102 - our own page
+    return names
+
+
+@pytest.fixture(scope="module")
+def written(namespace: dict[str, Any]) -> list[Action | Automation | dict[str, Any]]:
     made: list[Action | Automation | dict[str, Any]] = namespace["definitions"]
     return made
 
@@ -63,6 +70,35 @@ def test_port_takes_what_the_page_shows(written: list[Any]) -> None:
     assert automation["url"] == "port-api:/v1/actions/restart_service/runs"
     assert automation["synchronized"] is True
     assert automation["body"]["entity"] == "{{ .event.context.entityIdentifier }}"
+
+
+class Checked(pulumi.runtime.Mocks):
+    """Gives every resource to its handler's check, as the engine would."""
+
+    def __init__(self) -> None:
+        self.failures: dict[str, Any] = {}
+
+    def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        inputs = {name: plain(value) for name, value in args.inputs.items()}
+        self.failures[args.name] = handler(args.typ).check(None, inputs, {}).failures  # type: ignore[arg-type]
+        return args.name, {**args.inputs, "identifier": inputs.get("identifier")}
+
+    def call(self, args: pulumi.runtime.MockCallArgs) -> dict[Any, Any]:
+        return {}
+
+
+def plain(value: Any) -> Any:
+    """A value without its mark of secrecy."""
+    return (
+        value["value"] if isinstance(value, dict) and "4dabf18193072939515e22adb298388d" in value else value
+    )
+
+
+def test_the_resources_of_the_page_are_valid(namespace: dict[str, Any]) -> None:
+    mocks = Checked()
+    pulumi.runtime.set_mocks(mocks, preview=False)
+    pulumi.runtime.test(namespace["catalogue"])()
+    assert mocks.failures == {"team": [], "payments": [], "chat": [], "repositories": []}
 
 
 def commands() -> list[list[str]]:

@@ -162,6 +162,42 @@ def test_import_of_an_existing_action(project: Project, first_up: str) -> None:
     assert "by_hand" not in [action["identifier"] for action in project.port("GET", "/v1/actions")["actions"]]
 
 
+HELLO = """\
+identifier: hello
+title: Hello
+trigger: {type: self-service, operation: CREATE, userInputs: {properties: {name: {type: string}}}}
+invocationMethod:
+  type: WEBHOOK
+  url: https://hooks.example.com/{{ .secrets.HOOK }}
+  body: {name: "{{ .inputs.name }}"}
+"""
+
+
+def test_definitions_in_files_are_checked_against_port_before_anything_changes(
+    project: Project, first_up: str
+) -> None:
+    file = project.folder / "port" / "hello.yaml"
+    file.parent.mkdir()
+    file.write_text(HELLO.replace(".inputs.name", ".inputs.nmae"), encoding="utf-8")
+    project.configure({"port-webhook-stack:definitions": ["port"]})
+    before = project.port("GET", "/v1/actions")
+    result = project.cli("preview", check=False)
+    assert result.code == 1
+    assert "port/hello.yaml:1: hello: invocationMethod.body.name: reads the input 'nmae'" in result.text
+    assert "reads the secret 'HOOK', which nobody declares" in result.text
+    assert "Traceback" not in result.text
+    assert project.port("GET", "/v1/actions") == before
+
+    file.write_text(HELLO, encoding="utf-8")
+    project.port("POST", "/v1/organization/secrets", json={"secretName": "HOOK", "secretValue": "v"})
+    assert changes(project.cli("preview"))["created"] == 1
+    assert changes(project.cli("up"))["created"] == 1
+    assert project.port("GET", "/v1/actions/hello")["action"]["title"] == "Hello"
+
+    project.configure({"port-webhook-stack:definitions": None})
+    assert changes(project.cli("up"))["deleted"] == 1
+
+
 PROGRAM = """
 from port_definitions import DEFINITIONS  # generated
 
