@@ -15,8 +15,10 @@ class Deployed:
         url: base URL at which Port reaches it, without a trailing slash.
         secrets_version: changes with the secrets that it reads.
         listener: what definitions in Port depend on.
+        before: what else was deployed first, and an agent needs.
     """
 
     url: pulumi.Output[str]
     secrets_version: pulumi.Output[str]
     listener: pulumi.Resource
+    before: tuple[pulumi.Resource, ...] = ()

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from port_webhook_handlers.port.names import is_identifier
+from port_webhook_stack.agent import settings as agent_settings
+from port_webhook_stack.agent.settings import AgentSettings
 from port_webhook_stack.errors import SettingsError
 from port_webhook_stack.kubernetes import settings as kubernetes
 from port_webhook_stack.kubernetes.settings import KubernetesSettings
@@ -85,6 +87,7 @@ class Settings:
     definitions: tuple[str, ...] = ()
     identifier_suffix: str = ""
     kubernetes: KubernetesSettings | None = None
+    agent: AgentSettings | None = None
 
     @property
     def is_local_port(self) -> bool:
@@ -140,11 +143,14 @@ def parse(
         )
     target = reader.choice("target", ("local", "kubernetes"), "local")
     listener = _listener(reader)
-    if target == "local" and region != "local" and base_url is None and listener.public_url is None:
+    agent = _agent(reader, target, project)
+    needs_entry = target == "local" and agent is None
+    if needs_entry and region != "local" and base_url is None and listener.public_url is None:
         raise SettingsError(
             f"{MODULE}:listener.publicUrl",
             f"is missing, and Port ({region}) refuses to call addresses of this machine",
-            "Open a tunnel to the listener and set its https:// address, or set port-webhook:region to local",
+            "Open a tunnel to the listener and set its https:// address, use an agent (port-webhook-stack:agent), or set "
+            "port-webhook:region to local",
         )
     settings = Settings(
         stack=stack,
@@ -172,6 +178,7 @@ def parse(
         definitions=tuple(reader.strings("definitions")),
         identifier_suffix=_identifier_suffix(reader),
         kubernetes=_kubernetes(reader, target),
+        agent=agent,
     )
     reader.refuse_the_rest()
     if region != "local" and settings.client_secret is None and not settings.signing_secrets:
@@ -217,6 +224,17 @@ def _listener(reader: _Reader) -> ListenerSettings:
             raise SettingsError(f"{key}.{name}", f"{value!r} is out of range", f"Use {low} to {high} seconds")
         numbers[name] = float(value)
     return ListenerSettings(port, public_url, numbers["syncDeadlineSeconds"], numbers["toleranceSeconds"])
+
+
+def _agent(reader: _Reader, target: str, project: Path) -> AgentSettings | None:
+    values = reader.mapping("agent")
+    if not values:
+        return None
+    if target != "local":
+        raise SettingsError(
+            f"{MODULE}:agent", f"is of no use to target {target}", f"Set {MODULE}:{target}.agent instead"
+        )
+    return agent_settings.parse(values, project)
 
 
 def _kubernetes(reader: _Reader, target: str) -> KubernetesSettings | None:

@@ -11,6 +11,8 @@ import pulumi
 from port_webhook_handlers.bundle import Bundle, BundleError, build
 from port_webhook_handlers.port.names import resolve_urls, route_path
 from port_webhook_handlers.port.regions import API_BASE_URLS
+from port_webhook_stack.agent import stack as agents
+from port_webhook_stack.agent.definitions import with_agent
 from port_webhook_stack.definitions import by_identifier, check, gather, with_suffix
 from port_webhook_stack.deployed import Deployed
 from port_webhook_stack.errors import SettingsError, StackError
@@ -106,7 +108,11 @@ class WebhookStack(pulumi.ComponentResource):
             else organisation,
             "decryption": _decryption_keys(settings, organisation),
         }
-        deployed = self._deploy_locally(bundle, keys) if target is None else target(self, organisation, keys)
+        deployed = (
+            self._deploy_locally(bundle, keys, bodies, local_port)
+            if target is None
+            else target(self, organisation, keys)
+        )
         self.digest = bundle.digest
         self.url = deployed.url
         proof: list[pulumi.Resource] = [deployed.listener]
@@ -121,6 +127,12 @@ class WebhookStack(pulumi.ComponentResource):
                     opts=self._child(),
                 )
             ]
+        if settings.agent is not None and settings.agent.sink == "forward":
+            proof.append(
+                agents.beside_listener(
+                    name, settings.agent, bodies, deployed, after=[*proof, *deployed.before], parent=self
+                )
+            )
         # What is stored in Port goes before the local Port that stores it.
         before = [local_port] if local_port else []
         catalogue = self._catalogue(blueprints, entities, before)
@@ -131,8 +143,16 @@ class WebhookStack(pulumi.ComponentResource):
         self._actions(bodies, bundle.permissions, [*proof, *catalogue, *port_secrets, *before])
         self.register_outputs({"url": self.url, "digest": self.digest})
 
-    def _deploy_locally(self, bundle: Bundle, keys: _Keys) -> Deployed:
-        settings = self._settings
+    def _deploy_locally(
+        self,
+        bundle: Bundle,
+        keys: _Keys,
+        bodies: Mapping[str, Mapping[str, Any]],
+        local_port: LocalPort | None,
+    ) -> Deployed:
+        settings, agent = self._settings, self._settings.agent
+        broker = agents.broker(self._name, agent, local_port=local_port, parent=self) if agent else None
+        before = [broker] if broker else []
         store = LocalSecretsStore(
             f"{self._name}-secrets",
             signing=keys["signing"],
@@ -154,11 +174,12 @@ class WebhookStack(pulumi.ComponentResource):
                 "tolerance_seconds": settings.listener.tolerance_seconds,
             },
             handler_settings=settings.handler_settings,
-            opts=self._child(),
+            agent=agents.inside_listener(agent, bodies) if agent and agent.sink == "direct" else None,
+            opts=self._child(before),
         )
         public = settings.listener.public_url
         url = pulumi.Output.from_input(public) if public else listener.url
-        return Deployed(url, store.version, listener)
+        return Deployed(url, store.version, listener, tuple(before))
 
     def _child(self, depends_on: Sequence[pulumi.Resource] = ()) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=self, depends_on=list(depends_on))
@@ -241,6 +262,8 @@ class WebhookStack(pulumi.ComponentResource):
 def _target(settings: Settings, bundle: Bundle) -> _Target | None:
     """What deploys to another target than this machine; its SDK is imported only then."""
     if settings.target == "local":
+        if settings.agent is not None:
+            agents.require_possible(settings.agent)
         return None
     from port_webhook_stack.kubernetes import stack as kubernetes
 
@@ -296,7 +319,8 @@ def _bodies(
     )
     for warning in warnings:
         pulumi.log.warn(str(warning))
-    return with_suffix(by_identifier(declared), settings.identifier_suffix)
+    bodies = with_suffix(by_identifier(declared), settings.identifier_suffix)
+    return bodies if settings.agent is None else with_agent(bodies, settings.agent.actions)
 
 
 def _organisation(settings: Settings, local_port: LocalPort | None) -> dict[str, pulumi.Input[str]]:

@@ -27,6 +27,7 @@ class LocalListener(pulumi.CustomResource):
         public_url: pulumi.Input[str] | None = None,
         limits: Mapping[str, float] | None = None,
         handler_settings: Mapping[str, Any] | None = None,
+        agent: Mapping[str, Any] | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """
@@ -38,6 +39,7 @@ class LocalListener(pulumi.CustomResource):
             public_url: address of a tunnel or proxy that forwards here.
             limits: bounds by name, see `port_webhook_handlers.runtime.config.Limits`.
             handler_settings: settings by handler; those under `*` are given to every handler.
+            agent: it takes runs from Port itself; see `ListenerConfig.agent`.
         """
         super().__init__(
             "port-webhook:local:Listener",
@@ -49,6 +51,7 @@ class LocalListener(pulumi.CustomResource):
                 "publicUrl": public_url,
                 "limits": dict(limits or {}),
                 "handlerSettings": dict(handler_settings or {}),
+                "agent": None if agent is None else dict(agent),
                 "url": None,
                 "port": None,
                 "running": None,

@@ -25,7 +25,7 @@ from port_webhook_stack.port.handler import (
 )
 from port_webhook_stack.secrets_store.local_handler import secret_file
 
-_INPUTS = ("digest", "secretsVersion", "requestedPort", "publicUrl", "limits", "handlerSettings")
+_INPUTS = ("digest", "secretsVersion", "requestedPort", "publicUrl", "limits", "handlerSettings", "agent")
 
 
 def bundles_folder(state_dir: Path) -> Path:
@@ -62,6 +62,11 @@ class LocalListenerHandler:
                 "type": "object",
                 "additionalProperties": {"$ref": "pulumi.json#/Any"},
                 "description": "Settings by handler; * is for all.",
+            },
+            "agent": {
+                "type": "object",
+                "additionalProperties": {"$ref": "pulumi.json#/Any"},
+                "description": "Configuration of an agent in the listener: it takes runs from Port itself.",
             },
         },
         "requiredInputs": ["digest", "secretsVersion"],
@@ -154,7 +159,16 @@ def _config(ctx: Context, inputs: Properties) -> ListenerConfig:
         state_dir=ctx.state_dir,
         limits=Limits(**inputs["limits"]),
         settings=inputs["handlerSettings"],
+        agent=_agent(ctx, inputs.get("agent")),
     )
+
+
+def _agent(ctx: Context, options: Properties | None) -> Properties | None:
+    if options is None:
+        return None
+    from port_webhook_stack.agent.local_handler import local_options
+
+    return local_options(ctx, str(options["source"]), options)
 
 
 def _prune(state_dir: Path, keep: set[str]) -> None:

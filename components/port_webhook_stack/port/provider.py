@@ -39,6 +39,8 @@ REGISTRY: dict[str, str] = {
     "port-webhook:index:Secret": "port_webhook_stack.port.organization_secrets:Secret",
     "port-webhook:index:Verification": "port_webhook_stack.verification_handler:VerificationHandler",
     "port-webhook:index:Webhook": "port_webhook_stack.port.ingest_webhooks:Webhook",
+    "port-webhook:local:Agent": "port_webhook_stack.agent.local_handler:LocalAgentHandler",
+    "port-webhook:local:KafkaBroker": "port_webhook_stack.agent.local_handler:KafkaBrokerHandler",
     "port-webhook:local:Listener": "port_webhook_stack.listener.local_handler:LocalListenerHandler",
     "port-webhook:local:LocalPort": "port_webhook_stack.port.local_port:LocalPort",
     "port-webhook:local:SecretsStore": "port_webhook_stack.secrets_store.local_handler:LocalSecretsStoreHandler",
