@@ -154,10 +154,8 @@ def _renamed(body: Body, names: Iterable[str], suffix: str) -> dict[str, Any]:
     url = method.get("url")
     called = action_run_by(url) if isinstance(url, str) else None
     if called in known:
-        before, after = re.escape("/v1/actions/"), quote(f"{called}{suffix}", safe="")
-        changed = re.sub(
-            f"({before})[^/?]+(/runs)", lambda match: f"{match[1]}{after}{match[2]}", url, count=1
-        )
+        name = quote(f"{called}{suffix}", safe="")
+        changed = re.sub(r"(/v1/actions/)[^/?]+", lambda match: f"{match[1]}{name}", url, count=1)
         copy["invocationMethod"] = {**method, "url": changed}
     return copy
 
