@@ -593,6 +593,19 @@ def test_a_run_that_cannot_start_says_why(flows: Flows, arguments: tuple[str, ..
     assert len(result.stderr.strip().splitlines()) <= 2
 
 
+def test_calls_of_ports_api_from_the_command_line(flows: Flows) -> None:
+    path = "/v1/blueprints/service/entities/cart"
+    shown = flows.project.cli("api", "patch", path, "--json", '{"title": "Cart"}').stdout
+    assert json.loads(shown)["entity"]["identifier"] == "cart"
+    for arguments, message in (
+        (("GET", "/actions"), "begin it with /v1/"),
+        (("POST", "/v1/actions", "--json", "{"), "--json is not JSON"),
+        (("GET", "/v1/actions/none"), "404"),
+    ):
+        refused = flows.project.cli("api", *arguments, check=False)
+        assert (refused.code, message in refused.stderr) == (1, True), refused.text
+
+
 # --- Rotation ------------------------------------------------------------------------------------------
 
 
