@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from port_webhook_handlers.port.names import is_identifier
 from port_webhook_stack.agent import settings as agent_settings
 from port_webhook_stack.agent.settings import AgentSettings
+from port_webhook_stack.aws import settings as aws
+from port_webhook_stack.aws.settings import AwsSettings
 from port_webhook_stack.errors import SettingsError
 from port_webhook_stack.kubernetes import settings as kubernetes
 from port_webhook_stack.kubernetes.settings import KubernetesSettings
@@ -68,7 +70,7 @@ class Settings:
     project: Path
     state_dir: Path
     base_url: str | None = None
-    target: Literal["local", "kubernetes"] = "local"
+    target: Literal["local", "aws", "kubernetes"] = "local"
     region: Region | None = "local"
     client_id: str | None = None
     client_secret: str | None = None
@@ -87,6 +89,7 @@ class Settings:
     definitions: tuple[str, ...] = ()
     identifier_suffix: str = ""
     kubernetes: KubernetesSettings | None = None
+    aws: AwsSettings | None = None
     agent: AgentSettings | None = None
 
     @property
@@ -141,7 +144,7 @@ def parse(
             f"{region!r} is no region of Port",
             f"Use eu, us or local{_nearest(region, ('eu', 'us', 'local'))}",
         )
-    target = reader.choice("target", ("local", "kubernetes"), "local")
+    target = reader.choice("target", ("local", "aws", "kubernetes"), "local")
     listener = _listener(reader)
     agent = _agent(reader, target, project)
     needs_entry = target == "local" and agent is None
@@ -178,6 +181,7 @@ def parse(
         definitions=tuple(reader.strings("definitions")),
         identifier_suffix=_identifier_suffix(reader),
         kubernetes=_kubernetes(reader, target),
+        aws=_aws(reader, target, stack, environment, project),
         agent=agent,
     )
     reader.refuse_the_rest()
@@ -246,6 +250,19 @@ def _kubernetes(reader: _Reader, target: str) -> KubernetesSettings | None:
             f"{MODULE}:kubernetes",
             f"is of no use to target {target}",
             "Remove it, or set target to kubernetes",
+        )
+    return None
+
+
+def _aws(
+    reader: _Reader, target: str, stack: str, environment: Mapping[str, str], project: Path
+) -> AwsSettings | None:
+    values = reader.mapping("aws")
+    if target == "aws":
+        return aws.parse(values, stack, environment, project)
+    if values:
+        raise SettingsError(
+            f"{MODULE}:aws", f"is of no use to target {target}", "Remove it, or set target to aws"
         )
     return None
 

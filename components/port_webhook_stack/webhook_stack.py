@@ -265,6 +265,8 @@ def _target(settings: Settings, bundle: Bundle) -> _Target | None:
         if settings.agent is not None:
             agents.require_possible(settings.agent)
         return None
+    if settings.target == "aws":
+        return _aws_target(settings, bundle)
     from port_webhook_stack.kubernetes import stack as kubernetes
 
     plan = kubernetes.plan(settings, bundle)
@@ -273,6 +275,17 @@ def _target(settings: Settings, bundle: Bundle) -> _Target | None:
         return kubernetes.deploy(
             parent._name, settings, plan, organisation=organisation, **keys, parent=parent
         )
+
+    return deploy
+
+
+def _aws_target(settings: Settings, bundle: Bundle) -> _Target:
+    from port_webhook_stack.aws import stack as aws
+
+    plan = aws.plan(settings, bundle)
+
+    def deploy(parent: WebhookStack, organisation: Mapping[str, pulumi.Input[str]], keys: _Keys) -> Deployed:
+        return aws.deploy(parent._name, settings, plan, organisation=organisation, **keys, parent=parent)
 
     return deploy
 

@@ -24,19 +24,15 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from port_webhook_handlers.bundle import Bundle
+from port_webhook_stack.aws.settings import Architecture
 from port_webhook_stack.errors import StackError
-
-Architecture = Literal["arm64", "x86_64"]
 
 _TIME: Final = (1980, 1, 1, 0, 0, 0)
 _MACHINES: Final = {"arm64": "aarch64", "x86_64": "x86_64"}
 _GLIBC: Final = {"3.11": (17,), "3.12": (17, 28, 34), "3.13": (17, 28, 34), "3.14": (17, 28, 34)}
-PYTHONS: Final = tuple(_GLIBC)
-"""Versions of Python that Lambda has and this code runs on."""
-
 MOST_BYTES: Final = 50 * 1024 * 1024
 """Lambda takes no larger archive directly (its documentation, "Lambda quotas")."""
 
@@ -182,7 +178,12 @@ def _fetch(lock: Path, out: Path, architecture: str, python: str) -> None:
     ]  # fmt: skip
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PIP_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise ArchiveError(

@@ -1,0 +1,255 @@
+"""What target aws deploys, decided and checked before anything is registered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from port_webhook_handlers.bundle import Bundle
+from port_webhook_handlers.runtime import manifest as manifests
+from port_webhook_handlers.runtime.execution import STARTS_AFTER_INTERRUPTS
+from port_webhook_handlers.runtime.manifest import Route
+from port_webhook_stack.aws.settings import KEY, AwsSettings
+from port_webhook_stack.errors import SettingsError, StackError
+from port_webhook_stack.listener.aws_archive import LambdaArchive, build_archive
+
+HANDLER_SECONDS: Final = 870
+"""Longest run of an asynchronous handler: Lambda ends a function after 900 s."""
+
+SYNC_SECONDS: Final = 28
+"""Longest synchronous run: an HTTP API gives up after 30 s."""
+
+_FUNCTION_MARGIN_SECONDS: Final = 30
+_MOST_NAME: Final = 64
+_MOST_GROUPS: Final = 20
+_DEFAULT_GROUP: Final = "default"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A privilege group: its handlers share a queue, a function and a role.
+
+    Attributes:
+        name: of the group.
+        routes: its routes.
+        statements: what its handlers declared that they do in AWS.
+    """
+
+    name: str
+    routes: tuple[Route, ...]
+    statements: tuple[Mapping[str, Sequence[str]], ...]
+
+    @property
+    def asynchronous(self) -> tuple[Route, ...]:
+        """Routes that its worker runs."""
+        return tuple(route for route in self.routes if route.mode == "async")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Names of the secrets that its handlers declare."""
+        return tuple(sorted({name for route in self.routes for name in route.secrets}))
+
+    @property
+    def decrypts(self) -> bool:
+        """Whether a handler has encrypted inputs."""
+        return any(route.encrypted_inputs for route in self.routes)
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether there is a secret for its functions to read."""
+        return bool(self.secrets) or self.decrypts
+
+    @property
+    def worker_seconds(self) -> int:
+        """Time limit of its worker function."""
+        longest = max(route.timeout_seconds for route in self.asynchronous)
+        return math.ceil(longest) + _FUNCTION_MARGIN_SECONDS
+
+    @property
+    def visibility_seconds(self) -> int:
+        """How long its queue hides a message: six times the function's limit, as Lambda's documentation asks for."""
+        return 6 * self.worker_seconds
+
+    @property
+    def concurrency(self) -> int:
+        """Runs at once; an event source has at least two."""
+        return max(2, min(1000, sum(route.max_concurrency for route in self.asynchronous)))
+
+    @property
+    def receives(self) -> int:
+        """Deliveries of a message before it is a dead letter."""
+        attempts = max(route.max_attempts for route in self.asynchronous)
+        return max(attempts, STARTS_AFTER_INTERRUPTS) + 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is deployed.
+
+    Attributes:
+        settings: of the target.
+        digest: of the bundle.
+        archive: of the functions.
+        groups: by name.
+        delegated: synchronous routes that run in a function of their group.
+        port_base_url: Port's API.
+        sync_deadline_seconds, tolerance_seconds: limits of the receiver.
+    """
+
+    settings: AwsSettings
+    digest: str
+    archive: LambdaArchive
+    groups: Mapping[str, Group]
+    delegated: tuple[str, ...]
+    port_base_url: str
+    sync_deadline_seconds: float
+    tolerance_seconds: float
+
+    @cached_property
+    def workers(self) -> tuple[Group, ...]:
+        """Groups with asynchronous routes."""
+        return tuple(group for group in self.groups.values() if group.asynchronous)
+
+    @cached_property
+    def synchronous(self) -> tuple[Group, ...]:
+        """Groups with a function for synchronous routes."""
+        return tuple(
+            group
+            for group in self.groups.values()
+            if any(route.name in self.delegated for route in group.routes)
+        )
+
+    @property
+    def answers_here(self) -> bool:
+        """Whether the receiver runs synchronous handlers itself."""
+        return any(
+            route.mode == "sync" and route.name not in self.delegated
+            for group in self.groups.values()
+            for route in group.routes
+        )
+
+
+def plan(
+    bundle: Bundle,
+    settings: AwsSettings,
+    *,
+    archives: Path,
+    requirements: Path,
+    handler_settings: Mapping[str, Any],
+    port_base_url: str,
+    sync_deadline_seconds: float,
+    tolerance_seconds: float,
+) -> Plan:
+    """Decides what is deployed.
+
+    Args:
+        bundle: runtime and handlers.
+        settings: of the target.
+        archives: folder for the archive.
+        requirements: folder of this project's lock files.
+        handler_settings: settings by route; `*` for all.
+        port_base_url: Port's API.
+        sync_deadline_seconds, tolerance_seconds: limits of the receiver.
+
+    Raises:
+        StackError: handlers and target do not fit together, or the archive cannot be made.
+    """
+    routes = manifests.load(bundle.path)[0].routes
+    groups = _groups(routes, bundle.aws_permissions)
+    delegated = tuple(
+        sorted(route.name for route in routes.values() if route.mode == "sync" and _privileged(route, bundle))
+    )
+    _check_times(routes.values(), sync_deadline_seconds)
+    _check_names(groups, settings.name_prefix)
+    locks = settings.requirements or _locks(
+        requirements, encrypted=any(group.decrypts for group in groups.values())
+    )
+    archive = build_archive(
+        bundle,
+        archives,
+        architecture=settings.architecture,
+        python=settings.python,
+        requirements=locks,
+        handler_settings=handler_settings,
+        delegated=delegated,
+    )
+    return Plan(
+        settings,
+        bundle.digest,
+        archive,
+        groups,
+        delegated,
+        port_base_url,
+        sync_deadline_seconds,
+        tolerance_seconds,
+    )
+
+
+def _groups(
+    routes: Mapping[str, Route], permissions: Mapping[str, Sequence[Mapping[str, Sequence[str]]]]
+) -> dict[str, Group]:
+    members: dict[str, list[Route]] = {}
+    for name in sorted(routes):
+        members.setdefault(routes[name].privilege_group, []).append(routes[name])
+    return {
+        name: Group(
+            name,
+            tuple(found),
+            tuple(statement for route in found for statement in permissions.get(route.name, ())),
+        )
+        for name, found in sorted(members.items())
+    }
+
+
+def _privileged(route: Route, bundle: Bundle) -> bool:
+    """Whether a handler needs more than the receiver, which holds the signing secret, may give away."""
+    return bool(
+        route.privilege_group != _DEFAULT_GROUP
+        or route.secrets
+        or route.encrypted_inputs
+        or bundle.aws_permissions.get(route.name)
+    )
+
+
+def _locks(folder: Path, *, encrypted: bool) -> tuple[Path, ...]:
+    return (folder / ("handlers-encryption.txt" if encrypted else "handlers.txt"),)
+
+
+def _check_times(routes: Any, sync_deadline_seconds: float) -> None:
+    for route in routes:
+        limit = SYNC_SECONDS if route.mode == "sync" else HANDLER_SECONDS
+        if route.timeout_seconds > limit:
+            why = (
+                "an HTTP API gives up after 30 s"
+                if route.mode == "sync"
+                else "Lambda ends a function after 900 s"
+            )
+            raise StackError(
+                f"{route.source}: timeout_seconds of {route.name} is {route.timeout_seconds:g}; on target aws "
+                f"{'a synchronous' if route.mode == 'sync' else 'an asynchronous'} handler has {limit} at most: {why}"
+            )
+    if sync_deadline_seconds > SYNC_SECONDS:
+        raise SettingsError(
+            "port-webhook-stack:listener.syncDeadlineSeconds",
+            f"{sync_deadline_seconds:g} is too long for target aws, where gateways give up after 30 s",
+            f"Use {SYNC_SECONDS} at most",
+        )
+
+
+def _check_names(groups: Mapping[str, Group], prefix: str) -> None:
+    if len(groups) > _MOST_GROUPS:
+        raise StackError(
+            f"the handlers have {len(groups)} privilege groups, target aws takes {_MOST_GROUPS}; "
+            "give handlers with the same privileges the same group"
+        )
+    longest = max([f"{prefix}-worker-{name}" for name in groups] + [f"{prefix}-dead-letters"], key=len)
+    if len(longest) > _MOST_NAME:
+        raise SettingsError(
+            f"{KEY}.namePrefix",
+            f"makes the name {longest}, which has {len(longest)} characters; AWS takes {_MOST_NAME}",
+            f"Use a prefix that is {len(longest) - _MOST_NAME} shorter, or a shorter privilege group",
+        )
