@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pulumi
+from pulumi.runtime.rpc import UNKNOWN
 
 from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.port.definitions import DefinitionError, definition_from_body
@@ -23,8 +24,6 @@ from port_webhook_stack.settings import MODULE, Settings
 
 Body = Mapping[str, Any]
 
-# Stands for an output of another resource, of which lint says nothing.
-_UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"
 # What an organisation has that nobody looked at is not wrong to name.
 _NEEDS_SECRETS, _NEEDS_BLUEPRINTS, _NEEDS_ACTIONS = "PW307", "PW404", "PW406"
 
@@ -102,7 +101,7 @@ def check(
         actions=organisation.actions or (),
         routes=[*routes],
     )
-    findings = lint([_typed(item) for item in declared], known=known, disable=disabled, unknown=_UNKNOWN)
+    findings = lint([_typed(item) for item in declared], known=known, disable=disabled, unknown=UNKNOWN)
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         noun = "error" if len(errors) == 1 else "errors"
@@ -168,8 +167,9 @@ def _typed(item: Declared) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    # Of an output of another resource lint says nothing.
     if isinstance(value, pulumi.Output):
-        return _UNKNOWN
+        return UNKNOWN
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
