@@ -81,9 +81,9 @@ class Application:
         for name, value in headers:
             if name == b"host":
                 host = value
-            elif name == b"origin" and _host_of(value.rpartition(b"/")[2]) not in self._hosts:
+            elif name == b"origin" and host_of(value.rpartition(b"/")[2]) not in self._hosts:
                 return RefusedError(403, "wrong_origin", "Requests from web pages are not served.").response
-        if _host_of(host) not in self._hosts:
+        if host_of(host) not in self._hosts:
             return RefusedError(421, "wrong_host", "This listener does not serve that host name.").response
         return None
 
@@ -116,6 +116,7 @@ class _TooLargeError(Exception):
     pass
 
 
-def _host_of(value: bytes) -> str:
+def host_of(value: bytes) -> str:
+    """The host of a Host header or an origin, without the port."""
     text = value.decode("latin-1").lower()
     return text if text.endswith("]") else text.rpartition(":")[0] if ":" in text.rpartition("]")[2] else text

@@ -17,6 +17,7 @@ later server decides what becomes of the run, so this one must not go on working
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -29,6 +30,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.runtime.manifest import ManifestError, load, verify_files
 
 WITHDRAW: Final = b'{"withdraw":true}'
@@ -54,7 +56,7 @@ class Channel:
         ends = "result" in message
         if ends:
             message = {**message, "seconds": time.perf_counter() - self._began}
-        line = json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = compact(message).encode() + b"\n"
         with self._lock:
             if self.ended:
                 return
@@ -90,6 +92,9 @@ def main() -> None:
     lock = threading.Lock()
     threading.Thread(target=_read, args=(connection, requests, lock), daemon=True).start()
     _load_ahead(bundle, digest)
+    # What is loaded stays; handlers make little that has to be looked through for garbage.
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 50)
     checked = False
     while True:
         request = json.loads(requests.get())
@@ -102,11 +107,28 @@ def main() -> None:
                 channel.send(_failure(str(error), "ManifestError"))
                 continue
             checked = True
+        if "body" in request:
+            request = completed(request)
         if "prepare" in request:
             _prepare(request["prepare"])
             channel.send({"ready": True})
         else:
             _run(request, channel)
+
+
+def completed(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as handlers are run with, from one that holds the body as it was signed."""
+    body = request["body"]
+    entity = body.get("entity") or None
+    request["run"].update(
+        blueprint=entity.get("blueprint") if isinstance(entity, dict) else None,
+        entity=entity,
+        trigger=body.get("trigger"),
+        event=body.get("event"),
+        idempotency_key=request["run"]["id"],
+    )
+    request["inputs"] = body.get("inputs") or {}
+    return request
 
 
 def _load_ahead(bundle: Path, digest: str) -> None:

@@ -243,7 +243,7 @@ class ChildPool:
         self,
         run_id: str,
         route: str,
-        request: Mapping[str, Any],
+        request: Mapping[str, Any] | bytes,
         seconds: float,
         on_message: OnMessage,
     ) -> Outcome:
@@ -252,7 +252,7 @@ class ChildPool:
         Args:
             run_id: for the log.
             route: children are reused by the same route only, since they have seen its secrets.
-            request: what the child's side of the protocol expects.
+            request: what the child's side of the protocol expects, or that as a line of JSON.
             seconds: the child's process group is killed after this time.
             on_message: called with each message but the result, in order.
         """
@@ -260,7 +260,8 @@ class ChildPool:
             child = await self._take(route)
         except OSError as error:
             return self._not_spawned(error, run_id)
-        job = _Job(run_id, line(request), seconds, on_message, asyncio.get_running_loop())
+        text = request if isinstance(request, bytes) else line(request)
+        job = _Job(run_id, text, seconds, on_message, asyncio.get_running_loop())
         child.send(job)
         self._watch()
         try:

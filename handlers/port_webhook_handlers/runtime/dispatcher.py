@@ -43,7 +43,7 @@ from port_webhook_handlers.runtime.manifest import Manifest, Route
 from port_webhook_handlers.runtime.metrics import Metrics
 from port_webhook_handlers.runtime.outbox import Outbox
 from port_webhook_handlers.runtime.receiver import Invocation
-from port_webhook_handlers.runtime.secret_file import LiveSecrets
+from port_webhook_handlers.runtime.secret_file import LiveSecrets, StoredSecrets
 
 INTERRUPTED: Final = (
     "The run was interrupted, outcome unknown: the listener ended while its handler was running."
@@ -116,6 +116,7 @@ class Dispatcher:
         self._known: set[str] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._busy: dict[str, int] = {}
+        self._constant: dict[str, tuple[StoredSecrets, bytes, bytes]] = {}
         self._storing: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._draining = False
@@ -146,7 +147,7 @@ class Dispatcher:
             503, {"error": "overloaded", "message": "No process was free for the handler in time."}
         )
         try:
-            outcome = await self._execute(run_id, route, invocation.body, 1, seconds)
+            outcome = await self._execute(run_id, route, invocation.body, 1, seconds, invocation.raw)
         except NotStartedError:
             pass
         else:
@@ -295,7 +296,12 @@ class Dispatcher:
                 outcome = Outcome("FAILURE", "No handler is deployed for this action any more.")
             else:
                 outcome = await self._execute(
-                    run_id, route, json.loads(run.payload), run.attempt, route.timeout_seconds
+                    run_id,
+                    route,
+                    json.loads(run.payload),
+                    run.attempt,
+                    route.timeout_seconds,
+                    run.payload,
                 )
                 if starts_again(route, run.attempt, outcome):
                     delay = min(
@@ -339,10 +345,21 @@ class Dispatcher:
                 return
 
     async def _execute(
-        self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float
+        self,
+        run_id: str,
+        route: Route,
+        body: Mapping[str, Any],
+        attempt: int,
+        seconds: float,
+        raw: bytes | None = None,
     ) -> Outcome:
         try:
-            request = self._request(run_id, route, body, attempt, seconds)
+            request = (
+                # One line, and what was signed is not written anew.
+                self._line(run_id, route, raw, attempt, seconds)
+                if raw is not None and b"\n" not in raw and not route.encrypted_inputs
+                else line(self._request(run_id, route, body, attempt, seconds))
+            )
         except DecryptionError as error:
             return Outcome(
                 "FAILURE", f"An encrypted input cannot be read: {error}.", error_type="DecryptionError"
@@ -359,7 +376,7 @@ class Dispatcher:
 
         if route.mode == "sync":
             outcome = await self._pool.run_shared(
-                run_id, route.name, route.handler, line(request), seconds, route.max_concurrency, on_message
+                run_id, route.name, route.handler, request, seconds, route.max_concurrency, on_message
             )
         else:
             self._log("run started", run=run_id, route=route.name, attempt=attempt)
@@ -373,11 +390,29 @@ class Dispatcher:
             self._ledger.report(run_id, kind, body)
             self._outbox.wake(run_id)
 
+    def _line(self, run_id: str, route: Route, raw: bytes, attempt: int, seconds: float) -> bytes:
+        known = self._constant.get(route.name)
+        content = self._secrets.content
+        if known is None or known[0] is not content:
+            constant = {
+                "handler": route.handler,
+                "secrets": {name: content.secrets[name] for name in route.secrets if name in content.secrets},
+                "settings": self._settings(route),
+            }
+            action = json.dumps({"action": route.action})[1:-1].encode()
+            known = self._constant[route.name] = content, b"{%b," % action, line(constant)[1:-2]
+        # A run id is plain letters and digits.
+        deadline = self._clock() + seconds
+        run = b'"id":"%b","attempt":%d,"deadline":%.3f}' % (run_id.encode(), attempt, deadline)
+        return b'{"run":%b%b,%b,"body":%b}\n' % (known[1], run, known[2], raw)
+
+    def _settings(self, route: Route) -> dict[str, Any]:
+        return {"state_dir": str(self._state_dir), **self._config.handler_settings(route.name)}
+
     def _request(
         self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float
     ) -> dict[str, Any]:
         content = self._secrets.content
-        settings = {"state_dir": str(self._state_dir), **self._config.handler_settings(route.name)}
         return handler_request(
             run_id,
             route,
@@ -386,7 +421,7 @@ class Dispatcher:
             deadline=self._clock() + seconds,
             secrets=content.secrets,
             decryption=content.decryption,
-            settings=settings,
+            settings=self._settings(route),
         )
 
     def _ended(self, run_id: str, route: str, outcome: Outcome, began: float) -> None:

@@ -11,10 +11,10 @@ from typing import Final
 SERVER_LIBRARIES: Final = (
     "cryptography.hazmat.primitives.ciphers.aead",
     "fastjsonschema",
+    "httptools",
     "psutil",
     "requests",
     "sqlite3",
-    "uvicorn.protocols.http.httptools_impl",
     "uvloop",
 )
 CHILD_LIBRARIES: Final = ("dataclasses", "datetime", "inspect", "json", "queue", "socket")

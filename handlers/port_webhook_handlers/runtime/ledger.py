@@ -26,11 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.runtime.claims import Answer, Claim, LedgerError, Report
 
 T = TypeVar("T")
 
 _GROUP_ROWS: Final = 256
+_GROUP_SECONDS: Final = 0.002
 _BULK_ROWS: Final = 64
 _NONCE_BYTES: Final = 12
 _KEY_CHECK: Final = "key"
@@ -577,7 +579,7 @@ class Ledger:
         connection.execute("COMMIT")
 
     def _seal_json(self, run_id: str, value: Any) -> bytes:
-        return self._sealer.seal(run_id, json.dumps(value, separators=(",", ":")).encode())
+        return self._sealer.seal(run_id, compact(value).encode())
 
     def _open_json(self, run_id: str, sealed: bytes) -> Any:
         return json.loads(self._sealer.open(run_id, sealed))
@@ -598,8 +600,16 @@ class Ledger:
 
     def _put(self, operation: _Operation) -> None:
         if not self._submitted and self._loop is not None:
-            self._loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._gather, 0, self._loop.time() + _GROUP_SECONDS)
         self._submitted.append(operation)
+
+    def _gather(self, seen: int, until: float) -> None:
+        """Waits for more as long as each turn of the event loop brings some."""
+        count = len(self._submitted)
+        if self._loop is not None and seen < count < _GROUP_ROWS and self._loop.time() < until:
+            self._loop.call_soon(self._gather, count, until)
+        else:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         if self._submitted:

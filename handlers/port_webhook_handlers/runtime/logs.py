@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Final
 
+from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.runtime.redact import Redactor
 
 _MAX_TEXT: Final = 8_192
@@ -31,6 +34,13 @@ class LibraryLog(logging.Handler):
             self._log("library", logger=record.name, text=record.getMessage())
 
 
+def _text(line: dict[str, Any]) -> str:
+    try:
+        return compact(line)
+    except (TypeError, ValueError):
+        return json.dumps(line, default=str)
+
+
 class Log:
     """Writes lines to a file descriptor.
 
@@ -42,18 +52,48 @@ class Log:
     def __init__(self, descriptor: int = 2, path: Path | None = None) -> None:
         self._descriptor = descriptor
         self._path = path
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._lines: list[str] = []
+        self._due = False
+        self._second = -1
+        self._time = ""
         self.redact = Redactor()
+
+    def gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on lines of one turn of the event loop are written together."""
+        self._loop = loop
+        self._thread = threading.get_ident()
+
+    def flush(self) -> None:
+        """Writes what was gathered."""
+        self._due = False
+        lines = self._lines[:]
+        del self._lines[: len(lines)]
+        if lines:
+            self._write("".join(lines).encode())
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Writes a line: time, event and the fields; text is redacted and cut at 8 KiB."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "event": event,
-        }
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._time = second, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
+        line: dict[str, Any] = {"time": self._time, "event": event}
         for name, value in fields.items():
             line[name] = self.redact(value)[:_MAX_TEXT] if isinstance(value, str) else value
+        text = _text(line) + "\n"
+        if self._loop is None or self._loop.is_closed():
+            self._write(text.encode())
+            return
+        self._lines.append(text)
+        if not self._due:
+            self._due = True
+            here = threading.get_ident() == self._thread
+            (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(self.flush)
+
+    def _write(self, data: bytes) -> None:
         try:
-            os.write(self._descriptor, json.dumps(line, default=str).encode() + b"\n")
+            os.write(self._descriptor, data)
             self._rotate()
         except OSError:
             # A full disk must not stop the listener from answering.

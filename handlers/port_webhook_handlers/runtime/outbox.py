@@ -105,7 +105,7 @@ class Outbox:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        while tasks := [task for name, task in self._runs.items() if run_id in (None, name)]:
+        while tasks := self._deliveries(run_id):
             left = until - loop.time()
             if left <= 0:
                 return False
@@ -113,6 +113,11 @@ class Outbox:
             # Let the callbacks run that restart a delivery.
             await asyncio.sleep(0)
         return True
+
+    def _deliveries(self, run_id: str | None) -> list[asyncio.Task[None]]:
+        if run_id is None:
+            return list(self._runs.values())
+        return [self._runs[run_id]] if run_id in self._runs else []
 
     async def close(self) -> None:
         """Stops delivering; what is left stays in the ledger."""

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
+from port_webhook_handlers.port.compact_json import canonical, compact
 from port_webhook_handlers.port.signature import VerificationError, verify, verify_official_agent
 from port_webhook_handlers.port.strict_json import StrictJsonError, strict_json
 from port_webhook_handlers.runtime.claims import Answer, Claim, Claims, LedgerError, SigningSecrets
@@ -447,9 +447,9 @@ class Receiver:
             left = until - time.monotonic()
             if left <= 0:
                 raise RefusedError(504, "still_running", "The first request of this run has no answer yet.")
-            task = self._answers.get(invocation.run_id)
-            if task is not None:
-                await asyncio.wait([task], timeout=left)
+            running = self._answers.get(invocation.run_id)
+            if running is not None:
+                await asyncio.wait([running], timeout=left)
             else:
                 # Another process executes it, during an exchange of servers.
                 await asyncio.sleep(min(left, _POLL_SECONDS))
@@ -545,9 +545,9 @@ def _reused() -> RefusedError:
 
 def _hash(body: dict[str, Any]) -> bytes:
     """Equal for bodies that differ only in blanks, escapes and the order of keys."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).digest()
+    return hashlib.sha256(canonical(body).encode()).digest()
 
 
 def json_bytes(value: Any) -> bytes:
-    """Compact JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    """Compact JSON in ASCII."""
+    return compact(value).encode()

@@ -37,8 +37,6 @@ from port_webhook_handlers.runtime.redact import Redactor
 from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFile, SecretFileError, StoredSecrets
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from port_webhook_handlers.agent.service import AgentService
     from port_webhook_handlers.runtime.receiver import Receiver
 
@@ -75,10 +73,11 @@ class Server:
         Raises:
             StartError: bundle, secrets or ledger cannot be used.
         """
-        from port_webhook_handlers.runtime.asgi import LOOPBACK, Application
+        from port_webhook_handlers.runtime.asgi import LOOPBACK
         from port_webhook_handlers.runtime.children import ChildPool
         from port_webhook_handlers.runtime.claims import LedgerError
         from port_webhook_handlers.runtime.dispatcher import Dispatcher, owner_name
+        from port_webhook_handlers.runtime.http import HttpServer
         from port_webhook_handlers.runtime.ledger import Ledger
         from port_webhook_handlers.runtime.outbox import Outbox
         from port_webhook_handlers.runtime.receiver import Receiver
@@ -136,7 +135,7 @@ class Server:
         if config.host in LOOPBACK:
             public = urlsplit(config.public_url or "").hostname
             hosts = frozenset(filter(None, [public]))
-        self.application = Application(self.receiver, config.limits.max_body_bytes, hosts)
+        self.http = HttpServer(self.receiver, config.limits.max_body_bytes, hosts)
         self.dispatcher.on_overload = self._overloaded
 
     async def gauges(self) -> str:
@@ -299,36 +298,6 @@ async def _private(answers: dict[str, Callable[[], Awaitable[str]]]) -> tuple[as
     return server, server.sockets[0].getsockname()[1]
 
 
-def _http_server(server: Server, config: ListenerConfig) -> uvicorn.Server:
-    import uvicorn
-
-    class QuietServer(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Any:
-            # Signals are the business of `_serve`.
-            yield
-
-    return QuietServer(
-        uvicorn.Config(
-            server.application,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=65,
-            backlog=2048,
-            timeout_graceful_shutdown=int(
-                max(_REQUEST_GRACE_SECONDS, config.limits.sync_deadline_seconds + 2)
-            ),
-        )
-    )
-
-
 async def _serve(connection: socket.socket) -> int:
     lines = _Lines(*await asyncio.open_connection(sock=connection))
     first = await lines.read()
@@ -349,6 +318,7 @@ async def _serve(connection: socket.socket) -> int:
     private, metrics_port = await _private({"/metrics": server.gauges, "/agent": server.agent_status})
     await lines.write({"ready": {"digest": server.digest, "metrics_port": metrics_port}})
     loop = asyncio.get_running_loop()
+    log.gather(loop)
     orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, orders.put_nowait, {"stop": {"final": False}})
@@ -357,13 +327,12 @@ async def _serve(connection: socket.socket) -> int:
     seconds: float | None = 0.0
     final = False
     if "serve" in order:
-        http = _http_server(server, config)
         server.pool.warm()
         server.outbox.warm()
         # A repeat of an interrupted run must not find it as if it were still running.
         await server.dispatcher.recover()
         dispatching = asyncio.ensure_future(server.dispatcher.serve())
-        accepting = asyncio.ensure_future(http.serve(sockets=[socket.socket(fileno=init["socket"])]))
+        await server.http.start(socket.socket(fileno=init["socket"]))
         if server.agent is not None:
             await server.agent.start()
         log("serving", digest=server.digest, pid=os.getpid())
@@ -377,13 +346,10 @@ async def _serve(connection: socket.socket) -> int:
             await server.agent.close()
         # Requests in flight may hand over runs, so the front door closes first: no new connections, then the
         # requests of those that were just accepted, then the rest.
-        server.application.closing = True
-        for accepted in http.servers:
-            accepted.close()
+        server.http.refuse_connections()
         if stop is None:
             await asyncio.sleep(_LAST_REQUESTS_SECONDS)
-        http.should_exit = True
-        await accepting
+        await server.http.stop(max(_REQUEST_GRACE_SECONDS, config.limits.sync_deadline_seconds + 2))
         dispatching.cancel()
         await asyncio.wait([dispatching])
     await server.close(seconds, final)
@@ -391,6 +357,7 @@ async def _serve(connection: socket.socket) -> int:
     listening.cancel()
     lines.close()
     log("ended", pid=os.getpid())
+    log.flush()
     return 0
 
 
@@ -402,8 +369,13 @@ async def _listen(lines: _Lines, orders: asyncio.Queue[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Runs the server until it is told to end. Arguments: bundle, number of the inherited connection."""
+    import gc
+
     import uvloop
 
+    # What is loaded stays; looking through it again and again for garbage is wasted.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     connection = socket.socket(fileno=int(sys.argv[2]))
     connection.set_inheritable(False)
     connection.setblocking(False)

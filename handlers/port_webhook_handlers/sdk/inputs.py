@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -155,7 +156,7 @@ class Form:
                     f"{item.attribute}: the default {problem}; nobody could send the form"
                 ) from None
 
-    @property
+    @functools.cached_property
     def encrypted(self) -> tuple[str, ...]:
         """Keys of the inputs that arrive encrypted."""
         return tuple(item.key for item in self.inputs if item.encrypted)

@@ -29,6 +29,8 @@ class Redactor:
 
     def json(self, value: Any) -> Any:
         """A JSON value with every known value masked in its texts and keys."""
+        if not self._values:
+            return value
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):

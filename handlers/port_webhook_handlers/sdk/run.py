@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -115,8 +116,6 @@ class Run:
         id: Port's id of the run.
         action: identifier of the action or automation.
         blueprint: of the action; None for an automation.
-        trigger: who started it.
-        event: of an automation; None for an action.
         attempt: counted from one.
         idempotency_key: the same for every attempt of one run; hand it to systems that support one.
         deadline: seconds since the epoch at which the handler is killed.
@@ -137,14 +136,11 @@ class Run:
         self.action = str(body["action"])
         blueprint = body.get("blueprint")
         self.blueprint: str | None = blueprint if isinstance(blueprint, str) else None
-        self.trigger = Trigger.from_json(body.get("trigger"))
-        self.event = Event.from_json(body.get("event"))
+        self._body = body
         self.attempt = int(body.get("attempt") or 1)
         self.idempotency_key = str(body.get("idempotency_key") or self.id)
         self.deadline = float(body.get("deadline") or time.time() + 86_400)
         self.settings: Mapping[str, Any] = dict(settings or {})
-        entity = body.get("entity")
-        self._entity = Entity.from_json(entity, blueprint=self.blueprint) if entity else None
         self._secrets = dict(secrets or {})
         self._declared = frozenset(declared_secrets)
         self._redactor = redactor or Redactor(self._secrets.values())
@@ -153,6 +149,23 @@ class Run:
         self._links: list[str] = []
         self._entities = 0
         self._ended = False
+
+    # Read when a handler asks for them: many do not.
+
+    @functools.cached_property
+    def trigger(self) -> Trigger:
+        """Who started the run."""
+        return Trigger.from_json(self._body.get("trigger"))
+
+    @functools.cached_property
+    def event(self) -> Event | None:
+        """What started an automation; None for an action."""
+        return Event.from_json(self._body.get("event"))
+
+    @functools.cached_property
+    def _entity(self) -> Entity | None:
+        entity = self._body.get("entity")
+        return Entity.from_json(entity, blueprint=self.blueprint) if entity else None
 
     @property
     def entity(self) -> Entity:

@@ -1,6 +1,7 @@
 """The dispatcher with a ledger and an outbox of its own, and children that are only pretended."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from tests.unit.runtime.kit import FakePort, envelope, fake_port, listener_config, route, write_secrets
 
 from port_webhook_handlers.port.encryption import encrypt_aes256_gcm, encrypt_client_side
+from port_webhook_handlers.runtime.child import completed
 from port_webhook_handlers.runtime.children import ChildPool
 from port_webhook_handlers.runtime.claims import LedgerError
 from port_webhook_handlers.runtime.dispatcher import Dispatcher
@@ -31,7 +33,8 @@ class Pool(ChildPool):
         self.requests: list[dict[str, Any]] = []
 
     async def run(self, run_id: str, route: str, request: Any, *args: Any) -> Outcome:
-        self.requests.append(request)
+        content = json.loads(request)
+        self.requests.append(completed(content) if "body" in content else content)
         return Outcome("SUCCESS", "done")
 
 

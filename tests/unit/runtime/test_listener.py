@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import socket
 import threading
 import time
@@ -304,3 +305,53 @@ def test_the_log_is_lines_of_json_without_bodies(listener: Listener) -> None:
     lines = [json.loads(line) for line in listener.log.splitlines()]
     assert any(line.get("run") == "r_log" and line["event"] == "run ended" for line in lines)
     assert "confidential-input" not in listener.log
+
+
+def converse(port: int, data: bytes, *, half_close: bool = False) -> bytes:
+    """What is answered until the listener closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(data)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    return answer
+
+
+def message(body: bytes, *lines: str) -> bytes:
+    headers = {**signed(body), "host": "localhost", "content-length": str(len(body))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST /webhooks/ask HTTP/1.1\r\n{head}{''.join(lines)}\r\n".encode() + body
+
+
+def test_requests_that_follow_at_once_are_answered_in_order(listener: Listener) -> None:
+    texts = [f"number {number}" for number in range(20)]
+    messages = [message(envelope("ask", f"p_{text[7:]}", text=text)) for text in texts]
+    last = message(envelope("ask", "p_last", text="last"), "connection: close\r\n")
+    answer = converse(listener.status.port, b"".join(messages) + last)
+    assert re.findall(rb'"text":"([^"]+)"', answer) == [text.encode() for text in [*texts, "last"]]
+
+
+def test_who_has_nothing_more_to_say_is_answered(listener: Listener) -> None:
+    body = envelope("ask", "h_1", text="heard")
+    assert b'"text":"heard"' in converse(listener.status.port, message(body), half_close=True)
+
+
+def test_a_head_without_end_is_refused(listener: Listener) -> None:
+    lines = "".join(f"x-{number}: {'a' * 1000}\r\n" for number in range(99))
+    assert converse(listener.status.port, message(b"{}", lines)).startswith(b"HTTP/1.1 431 ")
+    many = "".join(f"x-{number}: a\r\n" for number in range(1000))
+    assert converse(listener.status.port, message(b"{}", many)).startswith(b"HTTP/1.1 431 ")
+    with pytest.raises(ConnectionError):
+        converse(listener.status.port, b"GET /health HTTP/1.1\r\nx: " + b"a" * 64 * 1024 * 1024)
+
+
+def test_a_sender_may_wait_to_be_asked_for_the_body(listener: Listener) -> None:
+    body = envelope("ask", "e_1", text="asked")
+    head, _, _ = message(body, "expect: 100-continue\r\n", "connection: close\r\n").partition(b"\r\n\r\n")
+    with socket.create_connection(("127.0.0.1", listener.status.port), timeout=10) as connection:
+        connection.sendall(head + b"\r\n\r\n")
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert b'"text":"asked"' in connection.recv(65536)

@@ -1,0 +1,164 @@
+"""Children that have many requests ahead of them: nothing runs twice, nothing waits behind what is slow."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.unit.runtime.kit import route, write_bundle
+
+from port_webhook_handlers.runtime import children
+from port_webhook_handlers.runtime.children import ChildPool, NotStartedError
+from port_webhook_handlers.runtime.execution import Outcome
+from port_webhook_handlers.runtime.logs import Log
+
+SOURCE = """
+import os, time
+from pathlib import Path
+from port_webhook_handlers.sdk import Inputs, Run, Success, action
+
+class Form(Inputs):
+    text: str = ""
+
+@action("ask", title="Ask", operation="CREATE", mode="sync")
+def ask(inputs: Form, run: Run) -> Success:
+    with open(Path(run.settings["state_dir"]) / "marks", "a") as stream:
+        stream.write(f"{run.id}\\n")
+    if inputs.text == "slow":
+        time.sleep(1)
+    if inputs.text == "hang":
+        time.sleep(60)
+    if inputs.text == "die":
+        os._exit(3)
+    return Success(response={"pid": os.getpid()})
+"""
+
+
+class Bench:
+    def __init__(self, folder: Path, pool: ChildPool) -> None:
+        self.folder = folder
+        self.pool = pool
+
+    async def ask(self, run_id: str, text: str = "", seconds: float = 20, limit: int = 10) -> Outcome:
+        request = {
+            "run": {"id": run_id, "action": "ask", "attempt": 1, "deadline": 2e9},
+            "handler": "app:ask",
+            "secrets": {},
+            "settings": {"state_dir": str(self.folder)},
+            "inputs": {"text": text},
+        }
+        line = json.dumps(request).encode() + b"\n"
+        return await self.pool.run_shared(
+            run_id, "ask", "app:ask", line, seconds, limit, lambda message: None
+        )
+
+    async def warm(self) -> None:
+        """From here on the pool knows that the handler is quick."""
+        for number in range(60):
+            await self.ask(f"w_{number}")
+
+    def marks(self) -> Counter[str]:
+        return Counter((self.folder / "marks").read_text().split())
+
+
+def run(folder: Path, scenario: Callable[[Bench], Awaitable[None]]) -> None:
+    manifest = write_bundle(folder / "bundle", (route("ask", mode="sync"),), SOURCE)
+    (folder / "work").mkdir()
+
+    async def main() -> None:
+        with (folder / "log").open("ab") as stream:
+            pool = ChildPool(folder / "bundle", manifest.digest, folder / "work", Log(stream.fileno()))
+            try:
+                await scenario(Bench(folder, pool))
+            finally:
+                await pool.close()
+
+    asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything quick goes to one child."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+
+def test_quick_requests_share_a_child(tmp_path: Path) -> None:
+    async def scenario(b: Bench) -> None:
+        await b.warm()
+        outcomes = await asyncio.gather(*(b.ask(f"r_{number}") for number in range(200)))
+        assert {outcome.status for outcome in outcomes} == {"SUCCESS"}
+        assert len({outcome.response["pid"] for outcome in outcomes}) == 1
+        assert set(b.marks().values()) == {1}
+
+    run(tmp_path, scenario)
+
+
+def test_nothing_waits_behind_what_is_slow(tmp_path: Path) -> None:
+    async def scenario(b: Bench) -> None:
+        await b.warm()
+        slow = asyncio.ensure_future(b.ask("r_slow", "slow"))
+        outcomes = await asyncio.gather(*(b.ask(f"r_{number}") for number in range(20)))
+        assert {outcome.status for outcome in outcomes} == {"SUCCESS"}
+        assert not slow.done()
+        assert (await slow).status == "SUCCESS"
+        assert set(b.marks().values()) == {1}
+
+    run(tmp_path, scenario)
+
+
+def test_what_waits_behind_one_that_dies_runs_elsewhere_and_once(tmp_path: Path) -> None:
+    async def scenario(b: Bench) -> None:
+        await b.warm()
+        fatal, *others = await asyncio.gather(
+            b.ask("r_fatal", "die"), *(b.ask(f"r_{number}") for number in range(30))
+        )
+        assert fatal.interrupted
+        assert "code 3" in (fatal.summary or "")
+        assert {outcome.status for outcome in others} == {"SUCCESS"}
+        assert set(b.marks().values()) == {1}
+
+    run(tmp_path, scenario)
+
+
+def test_the_time_limit_ends_only_the_one_that_runs(tmp_path: Path) -> None:
+    async def scenario(b: Bench) -> None:
+        await b.warm()
+        late, *others = await asyncio.gather(
+            b.ask("r_late", "hang", 0.3), *(b.ask(f"r_{number}") for number in range(5))
+        )
+        assert late.timed_out
+        assert "0.3 s" in (late.summary or "")
+        assert {outcome.status for outcome in others} == {"SUCCESS"}
+        assert set(b.marks().values()) == {1}
+
+    run(tmp_path, scenario)
+
+
+def test_who_waits_too_long_is_not_started(tmp_path: Path) -> None:
+    async def scenario(b: Bench) -> None:
+        busy = asyncio.ensure_future(b.ask("r_busy", "slow", limit=1))
+        await asyncio.sleep(0)
+        with pytest.raises(NotStartedError):
+            await b.ask("r_waiting", seconds=0.1, limit=1)
+        assert (await busy).status == "SUCCESS"
+        assert b.marks() == {"r_busy": 1}
+
+    run(tmp_path, scenario)
+
+
+def test_children_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "_PREPARE_RUNS", 80)
+    monkeypatch.setattr(children, "_MAX_RUNS", 120)
+
+    async def scenario(b: Bench) -> None:
+        await b.warm()
+        pids = set()
+        for start in range(0, 600, 20):
+            outcomes = await asyncio.gather(*(b.ask(f"r_{start + n}") for n in range(20)))
+            pids |= {outcome.response["pid"] for outcome in outcomes}
+        assert len(pids) > 2
+        assert set(b.marks().values()) == {1}
+
+    run(tmp_path, scenario)
