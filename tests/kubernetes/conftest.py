@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fixtures_localport import LocalPort, eventually
 from tests.kubernetes.control_plane import ControlPlane, binaries
+from tests.kubernetes.deployed import WAIT, Stack
 from tests.kubernetes.kubelet import Kubelet
+from tests.kubernetes.stack import manifests, plan, store
+
+from port_webhook_localport import control
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +42,36 @@ def kubelet(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> It
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of all tests."""
     return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="session")
+def port(scratch: Path) -> Iterator[LocalPort]:
+    home = scratch / "local-port"
+    running = LocalPort(control.ensure_running(home), home)
+    yield running
+    running.close()
+    control.stop(home)
+
+
+@pytest.fixture(scope="session")
+def stack(plane: ControlPlane, kubelet: Kubelet, port: LocalPort, scratch: Path) -> Iterator[Stack]:
+    found = plan(scratch, {"agent": None, "startSeconds": 30, "maxJobs": 8}, port=port.url)
+    stack = Stack(plane, kubelet, port, found)
+    applied = manifests(found, store(port.client_id, port.client_secret))
+    for manifest in applied:
+        plane.apply(manifest)
+    eventually(
+        lambda: (
+            (len(stack.pods("listener")), len(stack.pods("listener-ops")), len(stack.pods("dispatcher")))
+            == (2, 2, 1)
+        ),
+        WAIT,
+        "the Deployments do not become ready",
+    )
+    for route in found.routes:
+        stack.define(route)
+    yield stack
+    for manifest in applied:
+        if manifest["kind"] in ("Deployment", "ValidatingAdmissionPolicyBinding"):
+            plane.request("DELETE", f"{plane.collection(manifest)}/{manifest['metadata']['name']}")
+    eventually(lambda: not stack.pods("listener") and not stack.pods("dispatcher"), WAIT)

@@ -4,132 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
-from tests.fixtures_localport import LocalPort, eventually
-from tests.kubernetes.control_plane import ControlPlane
-from tests.kubernetes.kubelet import Kubelet, RunningPod
-from tests.kubernetes.stack import manifests, plan, store
+from tests.fixtures_localport import eventually
+from tests.kubernetes.deployed import WAIT, Stack
 
-from port_webhook_handlers.port.envelope import action_webhook
-from port_webhook_handlers.port.signature import sign
 from port_webhook_handlers.runtime.kubernetes import names
-from port_webhook_localport import control
-from port_webhook_stack.kubernetes.plan import Plan
 
 pytestmark = pytest.mark.kubernetes
-
-WAIT = 60.0
-
-
-class Stack:
-    """A deployed stack and the Port that it works for."""
-
-    def __init__(self, plane: ControlPlane, kubelet: Kubelet, port: LocalPort, found: Plan) -> None:
-        self.plane = plane
-        self.kubelet = kubelet
-        self.port = port
-        self.plan = found
-
-    def pods(self, component: str) -> list[RunningPod]:
-        """Executed Pods of a Deployment that are ready."""
-        return [
-            pod
-            for pod in list(self.kubelet.pods.values())
-            if pod.namespace == self.plan.namespace
-            and pod.manifest["metadata"]["labels"]["app.kubernetes.io/component"] == component
-            and pod.ready
-            and not pod.ended
-            and not pod.terminating
-        ]
-
-    def url(self, replica: int = 0, component: str = "listener") -> str:
-        return f"http://127.0.0.1:{self.pods(component)[replica].port}"
-
-    def define(self, route: str, replica: int = 0) -> None:
-        """An action in Port that points at a replica."""
-        mode = self.plan.routes[route].mode
-        method = action_webhook(route, synchronized=mode == "sync").to_body()
-        component = "listener-ops" if route.startswith("privileged") else "listener"
-        method["url"] = f"{self.url(replica, component)}/webhooks/{route}"
-        inputs = {"seconds": {"type": "number", "title": "s"}} if route == "work" else {}
-        body = {
-            "identifier": route,
-            "title": route,
-            "trigger": {
-                "type": "self-service",
-                "operation": "CREATE",
-                "userInputs": {"properties": inputs, "required": []},
-            },
-            "invocationMethod": method,
-        }
-        if self.port.request("POST", "/v1/actions", body).status_code == 409:
-            self.port.api("PUT", f"/actions/{route}", body)
-
-    def send(self, route: str, run_id: str, replica: int = 0, **inputs: Any) -> requests.Response:
-        """A signed request, as Port sends it."""
-        body = json.dumps(
-            {
-                "port_context": {"action": route, "runId": run_id},
-                "inputs": inputs,
-                "entity": None,
-                "trigger": {},
-            }
-        ).encode()
-        timestamp = str(int(time.time()))
-        headers = {
-            "x-port-timestamp": timestamp,
-            "x-port-signature": sign(self.port.client_secret, timestamp, body),
-            "content-type": "application/json",
-        }
-        return requests.post(f"{self.url(replica)}/webhooks/{route}", data=body, headers=headers, timeout=30)
-
-    def secrets(self, selector: str = "") -> list[dict[str, Any]]:
-        path = f"/api/v1/namespaces/{self.plan.runs_namespace}/secrets"
-        query = {"labelSelector": ",".join(filter(None, [names.MODE_LABEL, selector]))}
-        return list(self.plane.request("GET", path, **query)["items"])
-
-    def jobs(self) -> list[dict[str, Any]]:
-        path = f"/apis/batch/v1/namespaces/{self.plan.runs_namespace}/jobs"
-        return list(self.plane.request("GET", path)["items"])
-
-
-@pytest.fixture(scope="module")
-def port(scratch: Path) -> Iterator[LocalPort]:
-    home = scratch / "local-port"
-    running = LocalPort(control.ensure_running(home), home)
-    yield running
-    running.close()
-    control.stop(home)
-
-
-@pytest.fixture(scope="module")
-def stack(plane: ControlPlane, kubelet: Kubelet, port: LocalPort, scratch: Path) -> Iterator[Stack]:
-    found = plan(scratch, {"agent": None, "startSeconds": 30, "maxJobs": 8}, port=port.url)
-    stack = Stack(plane, kubelet, port, found)
-    applied = manifests(found, store(port.client_id, port.client_secret))
-    for manifest in applied:
-        plane.apply(manifest)
-    eventually(
-        lambda: (
-            (len(stack.pods("listener")), len(stack.pods("listener-ops")), len(stack.pods("dispatcher")))
-            == (2, 2, 1)
-        ),
-        WAIT,
-        "the Deployments do not become ready",
-    )
-    for route in found.routes:
-        stack.define(route)
-    yield stack
-    for manifest in applied:
-        if manifest["kind"] in ("Deployment", "ValidatingAdmissionPolicyBinding"):
-            plane.request("DELETE", f"{plane.collection(manifest)}/{manifest['metadata']['name']}")
-    eventually(lambda: not stack.pods("listener") and not stack.pods("dispatcher"), WAIT)
 
 
 def test_a_run_is_executed_reported_and_cleaned_up(stack: Stack) -> None:

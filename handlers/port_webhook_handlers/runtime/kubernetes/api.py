@@ -37,7 +37,8 @@ class ApiServerError(Exception):
     @property
     def passing(self) -> bool:
         """Whether the same request may succeed later."""
-        return self.status in (0, 408, 429) or self.status >= 500
+        # A conflict that is none of names: somebody else changed the same object, or the quota, at that moment.
+        return self.status in (0, 408, 429) or self.status >= 500 or self.reason == "Conflict"
 
 
 class ApiServer:

@@ -176,7 +176,7 @@ class Dispatcher:
         counts = {"queued": 0.0, "running": 0.0, "reporting": 0.0}
         words = {"": "queued", stored.STARTED: "running", stored.ENDED: "reporting"}
         for run in self._runs.values():
-            counts[words[run.stored.state]] += 1
+            counts[words.get(run.stored.state, "reporting")] += 1
         oldest = min((run.stored.created_at for run in self._runs.values()), default=self._clock())
         return self._metrics.render(
             {
@@ -297,6 +297,7 @@ class Dispatcher:
     async def _start(self, run: _Run, template: jobs.Manifest) -> str | None:
         """Creates the run's Job; why it was refused, or None."""
         pause = _FIRST_PAUSE_SECONDS
+        until = time.monotonic() + self._config.runs.start_seconds
         while True:
             if not self.lease.held:
                 # Another process may be at work: this task is about to be cancelled.
@@ -308,7 +309,11 @@ class Dispatcher:
                 if error.status == 409 and error.reason == "AlreadyExists":
                     if await self._is_ours(run):
                         break
-                elif not error.passing and "exceeded quota" not in str(error):
+                elif error.status == 403:
+                    # A full quota empties, and an API server that has just started knows no Roles yet.
+                    if time.monotonic() > until and "exceeded quota" not in str(error):
+                        return f"The cluster refused the run's Job: {error}"
+                elif not error.passing:
                     return f"The cluster refused the run's Job: {error}"
                 self._log("job not created yet", run=run.stored.run_id, error=str(error))
                 await asyncio.sleep(pause)
@@ -493,7 +498,7 @@ class Dispatcher:
             await self._call("PATCH", path, {"metadata": metadata}, content_type=MERGE_PATCH)
         except ApiServerError as error:
             # Somebody deleted the claim; the run is still brought to its end.
-            if error.status not in (404, 409, 422):
+            if error.status not in (404, 422) and "Precondition failed" not in str(error):
                 raise
             self._log("claim of the run is gone", run=run.stored.run_id, error=str(error))
         if state is not None:

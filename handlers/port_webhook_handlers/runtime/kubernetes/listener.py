@@ -127,7 +127,7 @@ class Listener:
 
     async def serve(self, port: int, metrics_port: int) -> None:
         """Serves until SIGTERM or SIGINT."""
-        http = _http_server(self.application, port, self.config.limits.sync_deadline_seconds)
+        http = _http_server(self.application, self.config.limits.sync_deadline_seconds)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -137,7 +137,7 @@ class Listener:
             self.pool.warm()
         self.outbox.warm()
         dispatching = asyncio.ensure_future(self.dispatcher.serve())
-        accepting = asyncio.ensure_future(http.serve())
+        accepting = asyncio.ensure_future(http.serve(sockets=[private_http.listening(port)]))
         self._log("serving", digest=self.digest, pid=os.getpid())
         stopping = asyncio.ensure_future(stop.wait())
         await asyncio.wait([stopping, accepting], return_when=asyncio.FIRST_COMPLETED)
@@ -199,7 +199,7 @@ def _check_secrets(manifest: Manifest, content: StoredSecrets) -> None:
             )
 
 
-def _http_server(application: Application, port: int, sync_seconds: float) -> Any:
+def _http_server(application: Application, sync_seconds: float) -> Any:
     import uvicorn
 
     class QuietServer(uvicorn.Server):
@@ -211,8 +211,6 @@ def _http_server(application: Application, port: int, sync_seconds: float) -> An
     return QuietServer(
         uvicorn.Config(
             application,
-            host="0.0.0.0",  # noqa: S104  # a Pod's own address
-            port=port,
             http="httptools",
             ws="none",
             lifespan="off",

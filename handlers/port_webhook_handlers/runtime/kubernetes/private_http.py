@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -12,13 +13,19 @@ _REQUEST_SECONDS: Final = 5.0
 _REASONS: Final = {200: "OK", 404: "Not Found", 503: "Service Unavailable"}
 
 
-async def serve(answers: Mapping[str, Respond], port: int, host: str | None = None) -> asyncio.Server:
-    """Starts to serve.
+def listening(port: int) -> socket.socket:
+    """A socket bound to every address of the Pod, of both families where the Pod has both."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=2048)
+    return socket.create_server(("", port), backlog=2048)
+
+
+async def serve(answers: Mapping[str, Respond], port: int) -> asyncio.Server:
+    """Starts to serve texts.
 
     Args:
         answers: path to a function that gives status and text.
         port: 0: picked.
-        host: None: every address of the Pod.
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,4 +46,4 @@ async def serve(answers: Mapping[str, Respond], port: int, host: str | None = No
         finally:
             writer.close()
 
-    return await asyncio.start_server(answer, host, port)
+    return await asyncio.start_server(answer, sock=listening(port))
