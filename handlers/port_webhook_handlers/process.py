@@ -53,7 +53,9 @@ class ProcessIdentity:
             return False
 
     def terminate(self, grace_seconds: float = 10.0) -> bool:
-        """Ends the process and its descendants: SIGTERM to it, SIGKILL to what is left after the grace.
+        """Ends the process and the descendants of its session: SIGTERM to it, SIGKILL to what is left.
+
+        A descendant with a session of its own was detached on purpose, as a service is that a handler deployed.
 
         Returns:
             Whether it was running.
@@ -64,7 +66,11 @@ class ProcessIdentity:
             return False
         try:
             process = psutil.Process(self.pid)
-            family = [*process.children(recursive=True), process]
+            session = _session(self.pid)
+            family = [
+                *(child for child in process.children(recursive=True) if _session(child.pid) == session),
+                process,
+            ]
             process.terminate()
             _, alive = psutil.wait_procs([process], timeout=grace_seconds)
         except psutil.NoSuchProcess:
@@ -74,6 +80,13 @@ class ProcessIdentity:
                 member.kill()
         psutil.wait_procs(family, timeout=5)
         return True
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
 
 
 def spawn_detached(
