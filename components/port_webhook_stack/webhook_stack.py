@@ -124,7 +124,8 @@ class WebhookStack(pulumi.ComponentResource):
                     digest=bundle.digest,
                     secrets_version=deployed.secrets_version,
                     signing_secret=signing[0]["value"],
-                    opts=self._child(),
+                    # The address alone may be there before everything behind it.
+                    opts=self._child([deployed.listener]),
                 )
             ]
         if settings.agent is not None and settings.agent.sink == "forward":
@@ -333,7 +334,10 @@ def _bodies(
     for warning in warnings:
         pulumi.log.warn(str(warning))
     bodies = with_suffix(by_identifier(declared), settings.identifier_suffix)
-    return bodies if settings.agent is None else with_agent(bodies, settings.agent.actions)
+    if settings.agent is not None:
+        return with_agent(bodies, settings.agent.actions)
+    pulled = settings.aws is not None and settings.aws.ingress == "none"
+    return with_agent(bodies) if pulled else bodies
 
 
 def _organisation(settings: Settings, local_port: LocalPort | None) -> dict[str, pulumi.Input[str]]:

@@ -184,7 +184,7 @@ class AwsAgent(pulumi.ComponentResource):
         return role
 
 
-def _credentials(found: Mapping[str, str]) -> str:
+def _credentials(found: Mapping[str, Any]) -> str:
     content = {"PORT_CLIENT_ID": found["clientId"], "PORT_CLIENT_SECRET": found["clientSecret"]}
     return json.dumps(content, sort_keys=True)
 

@@ -114,7 +114,14 @@ class AwsListener(pulumi.ComponentResource):
             # Only dead letters have the attribute `dead`, so only they are in the index.
             global_secondary_indexes=[
                 aws.dynamodb.TableGlobalSecondaryIndexArgs(
-                    name=DEAD_INDEX, hash_key="dead", range_key="updated_at", projection_type="ALL"
+                    name=DEAD_INDEX,
+                    key_schemas=[
+                        aws.dynamodb.TableGlobalSecondaryIndexKeySchemaArgs(
+                            attribute_name=name, key_type=kind
+                        )
+                        for name, kind in (("dead", "HASH"), ("updated_at", "RANGE"))
+                    ],
+                    projection_type="ALL",
                 )
             ],
             ttl=aws.dynamodb.TableTtlArgs(attribute_name="expires", enabled=True),
