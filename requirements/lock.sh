@@ -19,4 +19,7 @@ base=(handlers/pyproject.toml localport/pyproject.toml components/pyproject.toml
 compile --override "$overrides" "${base[@]}" --extra local --extra lint --extra encryption requirements/build.in requirements/dev.in -o requirements/dev.txt "$@"
 compile --override "$overrides" "${base[@]}" --extra local --extra lint --extra encryption requirements/build.in -c requirements/dev.txt -o requirements/base.txt
 compile handlers/pyproject.toml -c requirements/dev.txt -o requirements/handlers.txt
+compile handlers/pyproject.toml --extra encryption -c requirements/dev.txt -o requirements/handlers-encryption.txt
+# What the runtime image of target kubernetes installs.
+compile handlers/pyproject.toml --extra local --extra encryption --extra agent -c requirements/dev.txt -o requirements/runtime.txt
 compile requirements/uv.in -c requirements/dev.txt -o requirements/uv.txt
