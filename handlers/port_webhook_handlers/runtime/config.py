@@ -84,9 +84,7 @@ class ListenerConfig:
             raise ConfigError("listener.host: is empty; use 127.0.0.1")
         for name in ("port_base_url", "public_url"):
             value = getattr(self, name)
-            if value is not None and (
-                urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname
-            ):
+            if value is not None and not _is_http_url(value):
                 raise ConfigError(f"listener.{name}: {value!r} is not an http or https URL")
         for name in ("bundle", "secrets_file", "secrets_key_file", "port_endpoint_file", "state_dir"):
             value = getattr(self, name)
@@ -112,6 +110,14 @@ class ListenerConfig:
     def dumps(self) -> bytes:
         """JSON text, the content of `listener.json`."""
         return json.dumps(self.to_json(), sort_keys=True, indent=1).encode() + b"\n"
+
+
+def _is_http_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def parse(data: bytes | str) -> ListenerConfig:

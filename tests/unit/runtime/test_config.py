@@ -33,6 +33,7 @@ def test_settings_of_a_route_override_common_ones() -> None:
         ({"port": True}, "listener.port"),
         ({"host": ""}, "listener.host"),
         ({"bundle": "relative"}, "listener.bundle"),
+        ({"public_url": "http://[x"}, "listener.public_url"),
         ({"bundle": None}, "listener.bundle"),
         ({"port_base_url": "https://api.getport.io"}, "port_endpoint_file"),
         ({"public_url": "example.com"}, "listener.public_url"),
