@@ -13,8 +13,9 @@ from port_webhook_stack.kubernetes.settings import KubernetesSettings
 
 IMAGE_MODULES: Final = frozenset(
     {
-        "certifi", "charset_normalizer", "click", "cryptography", "fastjsonschema", "h11", "httptools", "idna",
-        "port_webhook_handlers", "psutil", "requests", "urllib3", "uvicorn", "uvloop",
+        "certifi", "cffi", "charset_normalizer", "click", "confluent_kafka", "cryptography", "fastjsonschema",
+        "h11", "httptools", "idna", "jq", "port_webhook_handlers", "psutil", "pycparser", "requests", "urllib3",
+        "uvicorn", "uvloop",
     }
 )  # fmt: skip
 """Top-level modules of requirements/runtime.txt, which the image installs."""

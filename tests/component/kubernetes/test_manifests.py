@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.kubernetes.control_plane import REPOSITORY
 from tests.kubernetes.stack import HANDLERS, IMAGE, OPS_IMAGE, SIGNING, TOKEN, manifests, plan, store
 
 from port_webhook_handlers.runtime.kubernetes import names
@@ -275,3 +277,18 @@ def test_the_official_agent_gets_its_environment(plans: dict[str, Plan]) -> None
     assert deployment["spec"]["template"]["metadata"]["annotations"] == {
         "port-webhook-stack/secrets-version": "v1"
     }
+
+
+@pytest.mark.parametrize("stack", ["kubernetes-dev", "kubernetes-prod"])
+def test_the_stack_files_that_ship_give_valid_manifests(tmp_path: Path, stack: str) -> None:
+    spec = importlib.util.spec_from_file_location("render", REPOSITORY / "tools" / "kubernetes" / "render.py")
+    assert spec is not None
+    assert spec.loader is not None
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import kubernetes_validate
+
+        for manifest in render.render(render.plan_of(render.settings_of(stack), tmp_path)):
+            kubernetes_validate.validate(manifest, "1.37", strict=True)

@@ -48,7 +48,11 @@ def test_resources_are_changed_one_by_one() -> None:
         ({"ingress": {"tlsSecret": "tls"}}, "ingress.host", "is missing"),
         ({"ingress": {"host": "https://x.example.com", "tlsSecret": "tls"}}, "ingress.host", "no host name"),
         ({"ingress": {"host": "x.example.com"}}, "ingress.tlsSecret", "is missing"),
-        ({"ingress": {"host": "x.example.com", "tlsSecret": "t", "tlsSecrets": 1}}, "ingress.tlsSecrets", "did you mean"),
+        (
+            {"ingress": {"host": "x.example.com", "tlsSecret": "t", "tlsSecrets": 1}},
+            "ingress.tlsSecrets",
+            "did you mean",
+        ),
         ({"groups": {"ops": {"image": "x"}}}, "groups.ops.image", "by digest"),
         ({"groups": {"ops": []}}, "groups.ops", "is not a map"),
         (

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Builds and pushes the runtime image with its SBOM and provenance, and prints the name to put into a stack file.
+# Usage: images/runtime/build.sh <registry>/<name>[:tag]      BASE=<image>@sha256:… pins another base.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+target="${1:?usage: images/runtime/build.sh <registry>/<name>[:tag]}"
+if [[ -z "${BASE:-}" ]]; then
+  tag=docker.io/library/python:3.13-slim
+  BASE="${tag%:*}@$(docker buildx imagetools inspect "$tag" --format '{{ .Manifest.Digest }}')"
+fi
+case "$BASE" in *@sha256:*) ;; *) echo "BASE: $BASE is not pinned by digest; write it as name@sha256:…" >&2; exit 2 ;; esac
+metadata="$(mktemp)"
+trap 'rm -f "$metadata"' EXIT
+docker buildx build --file images/runtime/Dockerfile --build-arg "BASE=$BASE" --platform linux/amd64,linux/arm64 \
+  --sbom=true --provenance=mode=max --metadata-file "$metadata" --tag "$target" --push .
+digest="$(sed -n 's/.*"containerimage.digest": "\(sha256:[0-9a-f]*\)".*/\1/p' "$metadata" | head -n 1)"
+echo "base   $BASE"
+echo "image  ${target%:*}@$digest"
