@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help up down status base dev tools test test-kubernetes bench lint format lock
+.PHONY: help up down status base dev tools test test-kubernetes bench fuzz mutate soak lint format lock
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,7 +30,17 @@ test-kubernetes: dev ## Test target kubernetes; on a real control plane where `m
 
 bench: dev ## Run all benchmarks, or those in NAMES; SMALL=--small is quicker.
 	@$(BIN)/python -m port_webhook_stack.engine
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/bench.txt
 	@$(BIN)/python -m benchmarks $(SMALL) $(NAMES)
+
+fuzz: dev ## A million mutated requests against the receiver; CASES=… for another number.
+	@$(BIN)/python -m tests.fuzz --cases $(or $(CASES),1000000)
+
+mutate: dev ## Change verifier and ledger in small ways; every change must fail a test.
+	@$(BIN)/python -m tests.mutation
+
+soak: dev ## Runs by the hundred while the listener is killed and Port fails.
+	@$(BIN)/python -m tests.faults.soak
 
 lint: dev ## Ruff and mypy --strict.
 	@$(BIN)/ruff check .

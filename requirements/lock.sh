@@ -22,4 +22,6 @@ compile handlers/pyproject.toml -c requirements/dev.txt -o requirements/handlers
 compile handlers/pyproject.toml --extra encryption -c requirements/dev.txt -o requirements/handlers-encryption.txt
 # What the runtime image of target kubernetes installs.
 compile handlers/pyproject.toml --extra local --extra encryption --extra agent -c requirements/dev.txt -o requirements/runtime.txt
+# What the listener is compared with in benchmarks and in differential tests.
+compile requirements/bench.in -c requirements/dev.txt -o requirements/bench.txt
 compile requirements/uv.in -c requirements/dev.txt -o requirements/uv.txt

@@ -31,12 +31,12 @@ from port_webhook_handlers.runtime.control import ListenerStatus
 
 
 class Bench:
-    def __init__(self, folder: Path, port: FakePort) -> None:
+    def __init__(self, folder: Path, port: FakePort, **changes: Any) -> None:
         self.folder = folder
         self.home = folder / "listener"
         self.port = port
         limits = Limits(drain_seconds=1, max_children=4, retry_seconds=0.1)
-        self.config = listener_config(folder, port.url, limits=limits)
+        self.config = listener_config(folder, port.url, limits=limits, **changes)
         self.status: ListenerStatus = self.start()
 
     def start(self) -> ListenerStatus:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from port_webhook_handlers.port.signature import (
+    MAX_BODY_BYTES,
     TOLERANCE_SECONDS,
     VerificationError,
     sign,
@@ -273,3 +274,18 @@ def test_agent_kafka_fixture_shape():
     body = json.dumps(payload).encode()
     without = {"context": {"runId": "r"}}
     assert agent_reason(body, agent_signature(without)) == "bad_signature"
+
+
+def test_the_number_that_is_milliseconds() -> None:
+    for stamp, now in (("99999999999", 99_999_999_999.0), ("100000000000", 100_000_000.0)):
+        verify([SECRET], sign(SECRET, stamp, b"{}"), stamp, b"{}", now=now, tolerance=1)
+
+
+def test_the_largest_body_of_the_agent() -> None:
+    body = b'"' + b"a" * (MAX_BODY_BYTES - 2) + b'"'
+    assert len(body) == 262_144
+    verify_official_agent([SECRET], sign(SECRET, STAMP, body), STAMP, body, now=NOW)
+    longer = b'"a' + body[1:]
+    assert len(longer) == 262_145
+    with pytest.raises(VerificationError, match="malformed_body"):
+        verify_official_agent([SECRET], sign(SECRET, STAMP, longer), STAMP, longer, now=NOW)
