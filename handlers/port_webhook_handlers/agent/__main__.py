@@ -21,7 +21,8 @@ from port_webhook_handlers.agent.credentials import EnvironmentSecrets
 from port_webhook_handlers.agent.environment import from_environment
 from port_webhook_handlers.agent.mapping import MappingError
 from port_webhook_handlers.agent.service import AgentService
-from port_webhook_handlers.runtime.logs import LibraryLog, Log
+from port_webhook_handlers.runtime.library_log import LibraryLog
+from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.redact import Redactor
 from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFile, SecretFileError, StoredSecrets
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from port_webhook_handlers.runtime.plain_schema import surely_valid
+
 Validate = Callable[[Any], Any]
 
 
@@ -15,12 +17,15 @@ class InputsValidator:
     Args:
         schema: JSON Schema, draft 7, of an object.
         encrypted: names of inputs that are still encrypted, of which only the type is known: a string.
+        eager: compile now, so that a schema that is none is noticed; else when inputs are not plainly valid.
 
     Raises:
         ValueError: the schema is not one.
     """
 
-    def __init__(self, schema: Mapping[str, Any], encrypted: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, schema: Mapping[str, Any], encrypted: tuple[str, ...] = (), *, eager: bool = True
+    ) -> None:
         properties = dict(schema.get("properties", {}))
         for name in encrypted:
             if name in properties:
@@ -28,7 +33,7 @@ class InputsValidator:
         self._schema: dict[str, Any] = {**schema}
         if properties:
             self._schema["properties"] = properties
-        self._validate = _compile(self._schema)
+        self._validate = _compile(self._schema) if eager else None
         self._single: dict[str, Validate] = {}
 
     def errors(self, inputs: Any) -> dict[str, str]:
@@ -36,6 +41,10 @@ class InputsValidator:
 
         Values are not repeated: they may be confidential.
         """
+        if self._validate is None:
+            if surely_valid(self._schema, inputs):
+                return {}
+            self._validate = _compile(self._schema)
         import fastjsonschema
 
         try:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import os
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.runtime.redact import Redactor
 
+if TYPE_CHECKING:
+    import asyncio
+
 _MAX_TEXT: Final = 8_192
 _ROTATE_BYTES: Final = 10 * 1024 * 1024
-
-
-class LibraryLog(logging.Handler):
-    """Puts the warnings of libraries into the log as lines like the others, without stacks."""
-
-    def __init__(self, log: Log) -> None:
-        super().__init__(logging.WARNING)
-        self._log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            self._log.error("library", error, logger=record.name)
-        else:
-            self._log("library", logger=record.name, text=record.getMessage())
 
 
 def _text(line: dict[str, Any]) -> str:

@@ -25,13 +25,12 @@ reason: the request has arrived, and the run ends as FAILURE in Port through the
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from port_webhook_handlers.port.compact_json import canonical, compact
@@ -43,6 +42,9 @@ from port_webhook_handlers.runtime.inputs import InputsValidator
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest, Route
 from port_webhook_handlers.runtime.metrics import Metrics
+
+if TYPE_CHECKING:
+    import asyncio
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -158,6 +160,7 @@ class Receiver:
         limits: bounds.
         log, metrics: where requests are noted.
         clock: seconds since the epoch.
+        eager: compile all validators of inputs now.
 
     Raises:
         ValueError: a route's input schema is not one.
@@ -175,6 +178,8 @@ class Receiver:
         log: Log,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
+        *,
+        eager: bool = True,
     ) -> None:
         self._digest = digest
         self._secrets = secrets
@@ -187,7 +192,7 @@ class Receiver:
         self._routes = dict(manifest.routes)
         self._by_path = {PREFIX + quote(name, safe=""): route for name, route in manifest.routes.items()}
         self._validators = {
-            name: InputsValidator(route.inputs_schema, route.encrypted_inputs)
+            name: InputsValidator(route.inputs_schema, route.encrypted_inputs, eager=eager)
             for name, route in manifest.routes.items()
         }
         self._agent_probes = any(route.scheme == "official-agent" for route in manifest.routes.values())
@@ -417,6 +422,9 @@ class Receiver:
         raise RefusedError(503, "not_stored", "The run could not be stored and was not started.") from None
 
     async def _answer(self, invocation: Invocation) -> Response:
+        # Here, because a cold start on Lambda has no event loop on the path to an acceptance.
+        import asyncio
+
         run_id, route = invocation.run_id, invocation.route
         seconds = min(route.timeout_seconds, self._limits.sync_deadline_seconds)
         body_hash = _hash(invocation.body)
@@ -442,6 +450,8 @@ class Receiver:
     async def _first_answer(
         self, claim: Claim, invocation: Invocation, body_hash: bytes, seconds: float
     ) -> Answer:
+        import asyncio
+
         until = time.monotonic() + seconds
         while claim.state != "done":
             left = until - time.monotonic()

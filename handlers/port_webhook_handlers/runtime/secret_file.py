@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -163,6 +162,8 @@ class SecretFile:
         Raises:
             SecretFileError: the key is unusable, or the files cannot be written.
         """
+        import secrets
+
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         nonce = secrets.token_bytes(_NONCE_BYTES)

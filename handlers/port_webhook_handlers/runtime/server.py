@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 from port_webhook_handlers.runtime import config as configuration
 from port_webhook_handlers.runtime import manifest as manifests
 from port_webhook_handlers.runtime.config import ListenerConfig
-from port_webhook_handlers.runtime.logs import LibraryLog, Log
+from port_webhook_handlers.runtime.library_log import LibraryLog
+from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.metrics import Metrics
 from port_webhook_handlers.runtime.redact import Redactor
 from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFile, SecretFileError, StoredSecrets

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -157,7 +156,8 @@ class AwsApi:
                 if not passing or attempt == attempts:
                     return response.status, answer, response.headers.get("x-amz-function-error") or ""
             if attempt < attempts:
-                time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311
+                # Spread, so that callers who failed together do not return together.
+                time.sleep(os.urandom(1)[0] / 255 * 0.1 * 2**attempt)
         raise AwsError(f"{service} {operation}: no answer ({failure})", ambiguous=ambiguous)
 
     def _exchange(

@@ -182,6 +182,7 @@ class ReceiverFunction:
             self._limits,
             log,
             Metrics(),
+            eager=False,
         )
 
     def __call__(self, event: Mapping[str, Any], context: object) -> dict[str, Any]:

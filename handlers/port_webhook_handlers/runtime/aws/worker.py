@@ -141,9 +141,8 @@ class WorkerFunction:
             left = context.get_remaining_time_in_millis() / 1000 - _RESERVE_SECONDS
             outcome = self._outcome(message, route, attempt, max(1.0, min(route.timeout_seconds, left)))
             if starts_again(route, attempt, outcome):
-                delay = min(_MAX_RETRY_SECONDS, _RETRY_SECONDS * 2.0 ** (attempt - 1)) * random.uniform(
-                    0.5, 1
-                )  # noqa: S311
+                delay = min(_MAX_RETRY_SECONDS, _RETRY_SECONDS * 2.0 ** (attempt - 1))
+                delay *= random.uniform(0.5, 1)  # noqa: S311
                 self._log("run starts again", run=message.run_id, attempt=attempt, seconds=round(delay, 1))
                 self._ledger.requeue(message.run_id, holder)
                 self._show_again(record, delay)

@@ -1,0 +1,84 @@
+"""The first look at inputs, held against the full validator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fastjsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from port_webhook_handlers.runtime.inputs import InputsValidator
+from port_webhook_handlers.runtime.plain_schema import surely_valid
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.sampled_from([0.5, 1.0, -2.0]),
+    st.sampled_from(["", "a", "ab\n", "1.2"]),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "c"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+TYPES = ["string", "number", "integer", "boolean", "null", "array", "object"]
+
+
+def schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "type": st.sampled_from(TYPES)
+            | st.lists(st.sampled_from(TYPES), min_size=1, max_size=2, unique=True),
+            "enum": st.lists(scalars, min_size=1, max_size=3),
+            "minLength": st.integers(0, 2),
+            "maxLength": st.integers(0, 3),
+            "pattern": st.sampled_from([r"^a$", r"\d", "b?$"]),
+            "minimum": st.integers(-2, 2),
+            "maximum": st.integers(-2, 2),
+            "minItems": st.integers(0, 2),
+            "maxItems": st.integers(0, 2),
+            "items": inner,
+            "properties": st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
+            "required": st.lists(st.sampled_from(["a", "b"]), max_size=2, unique=True),
+            "additionalProperties": st.booleans(),
+            "title": st.just("t"),
+            "format": st.just("email"),
+        },
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.recursive(schemas(st.just({})), schemas, max_leaves=3), values)
+def test_what_it_accepts_the_full_validator_accepts(schema: dict[str, Any], value: Any) -> None:
+    if surely_valid(schema, value):
+        fastjsonschema.compile(schema)(value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "sure"),
+    [
+        ({"type": "string", "pattern": r"^\d+$"}, "12", True),
+        ({"type": "string", "pattern": r"^\d+$"}, "12\n", False),
+        ({"type": "integer"}, True, False),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}, {"a": "x"}, True),
+        ({"type": "object", "additionalProperties": False}, {"a": 1}, False),
+        ({"enum": [1]}, True, False),
+        ({"anyOf": [{}]}, 1, False),
+        (True, 1, False),
+    ],
+)
+def test_it_is_sure_of_plain_cases_only(schema: Any, value: Any, sure: bool) -> None:
+    assert surely_valid(schema, value) is sure
+
+
+def test_a_lazy_validator_tells_the_same_errors() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    lazy, eager = InputsValidator(schema, eager=False), InputsValidator(schema)
+    for inputs in ({"n": 1}, {"n": "x"}, {}, {"n": 1, "m": 2}, []):
+        assert lazy.errors(inputs) == eager.errors(inputs)
