@@ -73,6 +73,7 @@ class _Run:
     numbered: int = 0
     over: bool = False
     dropped: bool = False
+    dead: bool = False
     task: asyncio.Task[None] | None = None
 
 
@@ -262,7 +263,8 @@ class Dispatcher:
                 outcome = await self._execute(run)
             if run.stored.state != stored.ENDED:
                 text = json.dumps(outcome, separators=(",", ":"))
-                await self._persist(run, stored.ENDED, {names.OUTCOME_ANNOTATION: text})
+                dead = {names.DEAD_LABEL: "true"} if run.dead else {}
+                await self._persist(run, stored.ENDED, {names.OUTCOME_ANNOTATION: text}, dead)
                 self._metrics.count(
                     "port_webhook_runs_total", ("route", run.stored.route), ("status", outcome["status"])
                 )
@@ -285,13 +287,13 @@ class Dispatcher:
         template = self._config.jobs.get(run.stored.route)
         if route is None or template is None:
             if run.stored.state == "":
-                return _failed("No handler is deployed for this action any more.")
+                return _failed(run, "No handler is deployed for this action any more.")
             return await self._outcome(run)
         async with self._route_slots[route.name], self._slots:
             if run.stored.state == "":
                 refusal = await self._start(run, template)
                 if refusal is not None:
-                    return _failed(refusal)
+                    return _failed(run, refusal)
             return await self._outcome(run)
 
     async def _start(self, run: _Run, template: jobs.Manifest) -> str | None:
@@ -321,7 +323,7 @@ class Dispatcher:
             else:
                 break
         self._log("job created", run=run.stored.run_id, route=run.stored.route, job=run.stored.name)
-        await self._persist(run, stored.STARTED, {})
+        await self._persist(run, stored.STARTED)
         return None
 
     async def _is_ours(self, run: _Run) -> bool:
@@ -368,17 +370,17 @@ class Dispatcher:
             except ApiServerError as error:
                 if error.status != 404:
                     raise
-                return jobs.result(pods) or _failed(jobs.failure(None, pods))
+                return jobs.result(pods) or _failed(run, jobs.failure(None, pods))
         now = self._clock()
         if jobs.has_ended(job, now):
             selector = {"labelSelector": f"{_JOB_NAME_LABEL}={name}"}
             pods = (await self._call("GET", self._pods_path, query=selector)).get("items") or []
-            return jobs.result(pods) or _failed(jobs.failure(job, pods))
+            return jobs.result(pods) or _failed(run, jobs.failure(job, pods))
         reason = jobs.stuck(job, pods, now, self._config.runs.start_seconds)
         if reason is None:
             return None
         await self._delete_job(name)
-        return _failed(reason)
+        return _failed(run, reason)
 
     # Logs
 
@@ -472,12 +474,18 @@ class Dispatcher:
         self._runs.pop(run.stored.name, None)
         self.reports.forget(run_id)
 
-    async def _persist(self, run: _Run, state: str, annotations: dict[str, str]) -> None:
+    async def _persist(
+        self,
+        run: _Run,
+        state: str,
+        annotations: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> None:
         """Writes progress into the run's Secret, again and again."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                await self._patch(run, state=state, annotations=annotations)
+                await self._patch(run, state=state, annotations=annotations, labels=labels)
             except ApiServerError as error:
                 self._log("progress not stored yet", run=run.stored.run_id, error=str(error))
                 await asyncio.sleep(pause)
@@ -486,11 +494,16 @@ class Dispatcher:
                 return
 
     async def _patch(
-        self, run: _Run, *, state: str | None = None, annotations: dict[str, str] | None = None
+        self,
+        run: _Run,
+        *,
+        state: str | None = None,
+        annotations: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
     ) -> None:
         metadata: dict[str, Any] = {"uid": run.stored.uid}
         if state is not None:
-            metadata["labels"] = {names.STATE_LABEL: state}
+            metadata["labels"] = {names.STATE_LABEL: state, **(labels or {})}
         if annotations:
             metadata["annotations"] = annotations
         path = f"{self._secrets_path}/{run.stored.name}"
@@ -542,7 +555,8 @@ class Dispatcher:
         return await self._loop.run_in_executor(self._threads, call)
 
 
-def _failed(summary: str) -> dict[str, Any]:
+def _failed(run: _Run, summary: str) -> dict[str, Any]:
+    run.dead = True
     return {"status": "FAILURE", "summary": summary}
 
 

@@ -132,7 +132,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        private = await private_http.serve({"/metrics": self._metrics_text}, metrics_port)
+        private = await private_http.serve({"/live": _live, "/metrics": self._metrics_text}, metrics_port)
         if any(route.mode == "sync" for route in self.routes.values()):
             self.pool.warm()
         self.outbox.warm()
@@ -169,6 +169,10 @@ class Listener:
 
     def _unreadable(self, error: SecretFileError) -> None:
         self._log("secrets not readable, the former ones stay in force", error=str(error))
+
+
+async def _live() -> tuple[int, str]:
+    return 200, "ok\n"
 
 
 def _served(manifest: Manifest, group: str | None) -> Manifest:

@@ -15,6 +15,9 @@ MODE_LABEL: Final = f"{PREFIX}/mode"
 STATE_LABEL: Final = f"{PREFIX}/state"
 ROUTE_LABEL: Final = f"{PREFIX}/route"
 GROUP_LABEL: Final = f"{PREFIX}/privilege-group"
+DEAD_LABEL: Final = f"{PREFIX}/dead-letter"
+"""On runs that ended without a result of their handler."""
+
 OUTCOME_ANNOTATION: Final = f"{PREFIX}/outcome"
 REPORTED_ANNOTATION: Final = f"{PREFIX}/reported"
 
