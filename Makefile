@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help up down status base dev tools test test-kubernetes bench fuzz mutate soak lint format lock
+.PHONY: help up down status base dev tools test test-kubernetes test-agent bench fuzz mutate soak lint format lock
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,9 @@ tools: ## Build the Kubernetes control plane of the tests, once per user (20 to 
 
 test-kubernetes: dev ## Test target kubernetes; on a real control plane where `make tools` has built one.
 	@$(BIN)/pytest tests/component/kubernetes tests/unit/kubernetes tests/kubernetes
+
+test-agent: dev ## Test the execution agent, on a real Kafka broker.
+	@$(BIN)/pytest tests/unit/agent tests/agent
 
 bench: dev ## Run all benchmarks, or those in NAMES; SMALL=--small is quicker.
 	@$(BIN)/python -m port_webhook_stack.engine

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.port.signature import sign
 from port_webhook_handlers.port.strict_json import StrictJsonError, strict_json
 
 SIGNATURE: Final = "x-port-signature"
 TIMESTAMP: Final = "x-port-timestamp"
+_PAIR = re.compile(
+    rb"(?P<before>,?)(?:"
+    rb'"x-port-signature":"(?P<signature>v1,[A-Za-z0-9+/]{43}=)","x-port-timestamp":"?(?P<timestamp>[0-9]{10,13})"?'
+    rb'|"x-port-timestamp":"?(?P<timestamp2>[0-9]{10,13})"?,"x-port-signature":"(?P<signature2>v1,[A-Za-z0-9+/]{43}=)"'
+    rb")(?P<after>,?)",
+    re.IGNORECASE,
+)
 _NODE_RUN: Final = "wfnr_"
 _FUTURE_SECONDS: Final = 300
 # As seconds this is the year 5138; as milliseconds it is 1973.
@@ -61,6 +70,7 @@ class Message:
         invocation: what to call.
         body: what is sent unless a mapping says otherwise.
         document: what mappings read, in the shape that Port's own agent gives them.
+        raw: the body as bytes, where they are at hand.
         refusal: why it is not delivered; the run ends with this.
         lease: the right to work on it.
         acknowledge: tells the source that the outcome is durable.
@@ -76,6 +86,7 @@ class Message:
     body: Any
     document: dict[str, Any]
     route: str | None = None
+    raw: bytes | None = None
     refusal: str | None = None
     lease: Lease = field(default_factory=Lease)
     acknowledge: Callable[[], None] = _nothing
@@ -122,7 +133,9 @@ def from_topic(
         PoisonError: not JSON, or no run id.
         ForeignError: an invocation without `agent: true`.
     """
-    document = _parsed(value)
+    cut = None if value is None else _cut_out(value, secrets)
+    # The text that was signed is what is read, so nothing that stood beside it has any meaning.
+    document = _parsed(value if cut is None else cut[0])
     method = _at(document, "payload", "action", "invocationMethod")
     unsigned_kind = not isinstance(method, dict)
     method = method if isinstance(method, dict) else {}
@@ -131,29 +144,30 @@ def from_topic(
     run_id = _run_id(document)
     if run_id is None:
         raise PoisonError("the message names no run")
-    refusal = None
-    headers = document.get("headers")
+    body = dict(document)
+    headers = body.pop("headers", None)
     headers = headers if isinstance(headers, dict) else {}
-    signed = {key.lower(): item for key, item in headers.items() if key.lower() in (SIGNATURE, TIMESTAMP)}
-    kept = {key: item for key, item in headers.items() if key.lower() not in (SIGNATURE, TIMESTAMP)}
-    body = {key: item for key, item in document.items() if key != "headers"}
-    if not (allow_unsigned and not signed):
-        covered = dict(document)
-        if method.get("type") == "GITLAB":
-            covered.pop("headers", None)
-        elif "headers" in covered:
-            covered["headers"] = kept
-        refusal = _signature_problem(covered, signed, secrets, now, max_age)
-    invocation = _invocation(method, kept or method.get("headers"))
+    raw = None
+    if cut is None:
+        signed = {key.lower(): item for key, item in headers.items() if key.lower() in (SIGNATURE, TIMESTAMP)}
+        headers = {key: item for key, item in headers.items() if key.lower() not in (SIGNATURE, TIMESTAMP)}
+        refusal = None
+        if signed or not allow_unsigned:
+            refusal = _reserialised_problem(document, body, headers, method, signed, secrets, now, max_age)
+    else:
+        refusal = _age_problem(cut[1], now, max_age)
+        raw = _without_headers(cut[0], headers)
+    named, legacy = _named(document), _text(document.get("action"))
     return Message(
         name,
         run_id,
-        _text(document.get("action")) or _named(document),
+        legacy or named,
         f"run {run_id}",
-        invocation,
+        _invocation(method, headers or method.get("headers")),
         body,
         document,
-        _named(document) or _text(document.get("action")),
+        named or legacy,
+        raw,
         refusal,
     )
 
@@ -278,28 +292,70 @@ def _at(document: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
-def _signature_problem(
-    covered: Mapping[str, Any],
+def _cut_out(value: bytes, secrets: Sequence[bytes]) -> tuple[bytes, str] | None:
+    """The signed text and the timestamp, if cutting the signature's two headers out of the bytes yields it.
+
+    That is so for everybody who writes compact JSON, and spares writing the message anew, which could also turn out
+    different: there is more than one way to write a number.
+    """
+    found = _PAIR.search(value, max(0, value.rfind(b'"headers":')))
+    if found is None:
+        return None
+    between = b"," if found["before"] and found["after"] else b""
+    text = value[: found.start()] + between + value[found.end() :]
+    timestamp = (found["timestamp"] or found["timestamp2"]).decode()
+    signature = (found["signature"] or found["signature2"]).decode()
+    return (text, timestamp) if _matches(secrets, timestamp, text, signature) else None
+
+
+def _without_headers(text: bytes, headers: Mapping[str, Any]) -> bytes | None:
+    """The text without its last member, if that is the headers."""
+    try:
+        end = b',"headers":' + compact(dict(headers)).encode() + b"}"
+    except ValueError:
+        return None
+    return text[: -len(end)] + b"}" if text.endswith(end) else None
+
+
+def _reserialised_problem(
+    document: Mapping[str, Any],
+    body: Mapping[str, Any],
+    headers: Mapping[str, Any],
+    method: Mapping[str, Any],
     signed: Mapping[str, Any],
     secrets: Sequence[bytes],
     now: float,
     max_age: float,
 ) -> str | None:
+    """Why a message is refused whose text has to be written anew to be verified, as Port's own agent does it."""
     signature, timestamp = signed.get(SIGNATURE), signed.get(TIMESTAMP)
     if not isinstance(signature, str) or not isinstance(timestamp, int | str) or isinstance(timestamp, bool):
         return "The message carries no signature of Port, so it was not delivered."
     text = str(timestamp)
     if not (text.isascii() and text.isdigit() and 10 <= len(text) <= 13):
         return "The message's timestamp is malformed, so it was not delivered."
+    # Port signs what the headers leave behind, an empty object included; for GITLAB they are not part of it.
+    whole = method.get("type") != "GITLAB" and "headers" in document
+    covered = (
+        {key: headers if key == "headers" else item for key, item in document.items()} if whole else body
+    )
     data = json.dumps(covered, ensure_ascii=False, separators=(",", ":")).encode()
+    if not _matches(secrets, text, data, signature):
+        return "The agent holds no secret that made the message's signature, so it was not delivered."
+    return _age_problem(text, now, max_age)
+
+
+def _matches(secrets: Sequence[bytes], timestamp: str, data: bytes, signature: str) -> bool:
     matched = False
     for secret in secrets:
         matched |= hmac.compare_digest(
-            sign(secret, text, data).encode(), signature.encode("utf-8", "replace")
+            sign(secret, timestamp, data).encode(), signature.encode("utf-8", "replace")
         )
-    if not matched:
-        return "The agent holds no secret that made the message's signature, so it was not delivered."
-    seconds = float(text)
+    return matched
+
+
+def _age_problem(timestamp: str, now: float, max_age: float) -> str | None:
+    seconds = float(timestamp)
     if seconds >= _MILLISECONDS_FROM:
         seconds /= 1000
     if not -_FUTURE_SECONDS <= now - seconds <= max_age:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from port_webhook_handlers.agent.core import RetryLaterError
 from port_webhook_handlers.agent.messages import Message
 from port_webhook_handlers.agent.reports import NOTHING, Outcome
+from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.runtime.receiver import RefusedError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class DirectSink:
             return Outcome(
                 "failed", "FAILURE", "The message is no invocation of a handler: it names no action."
             )
-        raw = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        raw = message.raw or compact(body).encode()
         try:
             response = await receiver.take(message.route, body, raw)
         except RefusedError as refusal:

@@ -100,7 +100,7 @@ class ForwardSink:
             if message.lease.revoked:
                 raise RetryLaterError("")
             began = time.monotonic()
-            data, signed = self._serialised(body)
+            data, signed = self._serialised(message, body)
             try:
                 reply = await self._http.request(
                     method, url, [*headers, *self._signature(signed)], data, self._seconds
@@ -143,10 +143,12 @@ class ForwardSink:
             sent.append(("Content-Type", "application/json"))
         return method.upper(), url, sent, body
 
-    def _serialised(self, body: Any) -> tuple[bytes, bytes]:
+    def _serialised(self, message: Message, body: Any) -> tuple[bytes, bytes]:
         """The bytes that are sent, and those that are signed."""
         if self._official:
             return json.dumps(body).encode(), json.dumps(body, separators=(",", ":")).encode()
+        if body is message.body and message.raw is not None:
+            return message.raw, message.raw
         data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         return data, data
 
