@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.fixtures_localport import LocalPort, eventually
-from tests.kubernetes.control_plane import ControlPlane, binaries
+from tests.kubernetes.control_plane import CONTROL_PLANE, ControlPlane, binaries
 from tests.kubernetes.deployed import WAIT, Stack
 from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.stack import manifests, plan, store
@@ -19,6 +19,7 @@ from port_webhook_localport import control
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """The control plane of all tests."""
     folder, missing = binaries()
+    missing = [name for name in missing if name in CONTROL_PLANE]
     if missing:
         pytest.skip(f"{', '.join(missing)} not in {folder}; `make tools` builds them, once per user")
     plane = ControlPlane(tmp_path_factory.mktemp("control-plane"))
@@ -55,7 +56,7 @@ def port(scratch: Path) -> Iterator[LocalPort]:
 
 @pytest.fixture(scope="session")
 def stack(plane: ControlPlane, kubelet: Kubelet, port: LocalPort, scratch: Path) -> Iterator[Stack]:
-    found = plan(scratch, {"agent": None, "startSeconds": 30, "maxJobs": 8}, port=port.url)
+    found = plan(scratch, {"agent": None, "startSeconds": 30, "maxJobs": 24}, port=port.url)
     stack = Stack(plane, kubelet, port, found)
     applied = manifests(found, store(port.client_id, port.client_secret))
     for manifest in applied:

@@ -22,6 +22,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 
 
 def binaries() -> tuple[Path, list[str]]:

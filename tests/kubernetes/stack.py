@@ -28,7 +28,7 @@ from port_webhook_handlers.sdk import Failure, Inputs, RetryableError, Run, Succ
 class Seconds(Inputs):
     seconds: float = 0
 
-@action("work", title="Work", operation="CREATE", max_concurrency=8)
+@action("work", title="Work", operation="CREATE", max_concurrency=24)
 def work(inputs: Seconds, run: Run):
     run.log("working")
     run.progress("half")

@@ -1,7 +1,7 @@
 """Makes a Kubernetes control plane ready for the tests, once for each user.
 
 kube-apiserver, kube-controller-manager and kube-scheduler are built from their published Go modules at the
-version that go.mod pins; etcd is Debian's. The result is outside the clone, in
+version that go.mod pins, kube-score likewise (checker/go.mod); etcd is Debian's. The result is outside the clone, in
 `${XDG_CACHE_HOME:-~/.cache}/port-webhook-stack/kubernetes/<version>/bin`, so every clone of a user shares it.
 Standard library only: it runs before the virtual environment exists.
 """
@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
+COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+CHECKER = "kube-score"
 MODULE_FILES = ("go.mod", "go.sum", "tools.go")
 
 
@@ -45,7 +46,7 @@ def folder() -> Path:
 
 def missing(binaries: Path) -> list[str]:
     """Names of the binaries that are not ready in the folder."""
-    return [name for name in ("etcd", *COMPONENTS) if not os.access(binaries / name, os.X_OK)]
+    return [name for name in ("etcd", *COMPONENTS, CHECKER) if not os.access(binaries / name, os.X_OK)]
 
 
 def build(binaries: Path) -> None:
@@ -59,30 +60,36 @@ def build(binaries: Path) -> None:
         wanted = missing(binaries)
         if "etcd" in wanted:
             _etcd(binaries)
+        if CHECKER in wanted:
+            _compile(CHECKER, binaries, HERE / "checker", "github.com/zegl/kube-score/cmd/kube-score", "")
         for name in COMPONENTS:
             if name in wanted:
                 _component(name, binaries)
 
 
 def _component(name: str, binaries: Path) -> None:
-    go = shutil.which("go")
-    if go is None:
-        raise ToolError(f"{name}: it is built with Go, which is not on PATH; install Go (https://go.dev/dl/)")
     version = pinned_version()
     major, minor = version.removeprefix("v").split(".")[:2]
     symbols = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
     flags = " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in symbols.items())
+    _compile(name, binaries, HERE, f"k8s.io/kubernetes/cmd/{name}", flags)
+
+
+def _compile(name: str, binaries: Path, module: Path, package: str, flags: str) -> None:
+    go = shutil.which("go")
+    if go is None:
+        raise ToolError(f"{name}: it is built with Go, which is not on PATH; install Go (https://go.dev/dl/)")
     started = time.monotonic()
-    _say(f"building {name} {version} (one core; 1 to 20 minutes)")
+    _say(f"building {name} (one core; 1 to 20 minutes)")
     with tempfile.TemporaryDirectory(dir=binaries.parent) as scratch:
         for file in MODULE_FILES:
-            shutil.copy(HERE / file, scratch)
+            shutil.copy(module / file, scratch)
         output = Path(scratch) / name
         # One compiler at low priority: whoever works on this machine meanwhile does not feel it.
         command = ["nice", "-n", "19", go, "build", "-p", "1", "-trimpath", "-ldflags", f"-s -w {flags}"]
         environment = {**os.environ, "GOFLAGS": "-mod=readonly", "CGO_ENABLED": "0", "GOMAXPROCS": "1"}
         outcome = subprocess.run(
-            [*command, "-o", str(output), f"k8s.io/kubernetes/cmd/{name}"],
+            [*command, "-o", str(output), package],
             cwd=scratch,
             env=environment,
             stdin=subprocess.DEVNULL,

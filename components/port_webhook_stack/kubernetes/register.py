@@ -59,7 +59,6 @@ class Registrar:
         *,
         after: Sequence[pulumi.Resource] = (),
         name: str | None = None,
-        ignore: Sequence[str] = (),
     ) -> list[pulumi.Resource]:
         """Registers manifests.
 
@@ -68,7 +67,6 @@ class Registrar:
             after: what must be there before.
             name: name in Pulumi of the one manifest, where its own changes with its content: a new object is
                 then made before what mounts the old one is rolled, and the old one is removed after that.
-            ignore: paths that others change.
         """
         import pulumi_kubernetes
 
@@ -85,10 +83,7 @@ class Registrar:
                     f"{self._prefix}-{kind.lower()}-{own}",
                     **arguments,
                     opts=pulumi.ResourceOptions(
-                        parent=self._parent,
-                        provider=self._provider,
-                        depends_on=list(after),
-                        ignore_changes=list(ignore) or None,
+                        parent=self._parent, provider=self._provider, depends_on=list(after)
                     ),
                 )
             )

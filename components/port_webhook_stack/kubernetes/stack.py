@@ -189,7 +189,7 @@ def _check(settings: Settings, found: Plan) -> None:
             raise SettingsError(
                 f"{MODULE}:verify",
                 "is http, but with renderYamlToDirectory nothing is deployed yet",
-                "Set verify to off; `port-webhook verify` checks a listener later",
+                "Set verify to off",
             )
     else:
         reachable.require(target.kubeconfig, target.context)

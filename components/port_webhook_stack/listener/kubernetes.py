@@ -58,14 +58,13 @@ def dispatcher_config(plan: Plan) -> Manifest:
     return plan.config_map(access.DISPATCHER, access.DISPATCHER, plan.namespace, config)
 
 
-def listener(plan: Plan, group: str | None, secrets_version: Any, *, replicas: bool = True) -> Manifest:
+def listener(plan: Plan, group: str | None, secrets_version: Any) -> Manifest:
     """Deployment of a listener.
 
     Args:
         plan: the deployment.
         group: privilege group whose synchronous handlers it runs; None: for everything else.
         secrets_version: Pods are rolled when it changes.
-        replicas: whether the number is stated; not where something else scales and files are applied again.
     """
     component = access.listener(group)
     settings = plan.settings
@@ -77,16 +76,17 @@ def listener(plan: Plan, group: str | None, secrets_version: Any, *, replicas: b
         mounts=["bundle", "config", "secrets", "work", "tmp"],
         role="listener",
     )
-    probe = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 3}
+    ready = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 3}
+    live = {"httpGet": {"path": "/live", "port": "metrics"}, "timeoutSeconds": 3}
     main |= {
         "ports": [
             {"name": "http", "containerPort": names.PORT},
             {"name": "metrics", "containerPort": names.METRICS_PORT},
         ],
-        "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 60},
-        "readinessProbe": {**probe, "periodSeconds": 5, "failureThreshold": 2},
+        "startupProbe": {**ready, "periodSeconds": 1, "failureThreshold": 60},
+        "readinessProbe": {**ready, "periodSeconds": 5, "failureThreshold": 2},
         # Slower than readiness: a busy process is to be spared, not ended.
-        "livenessProbe": {**probe, "periodSeconds": 15, "failureThreshold": 4},
+        "livenessProbe": {**live, "periodSeconds": 15, "failureThreshold": 4},
         # Requests still arrive until every node has heard that this Pod is leaving.
         "lifecycle": {"preStop": {"sleep": {"seconds": _OUT_OF_SERVICE_SECONDS}}},
     }
@@ -115,7 +115,8 @@ def listener(plan: Plan, group: str | None, secrets_version: Any, *, replicas: b
         "selector": {"matchLabels": plan.labels(component)},
         "template": pods.template(plan, component, spec, {pods.SECRETS_ANNOTATION: secrets_version}),
     }
-    if replicas:
+    if not _is_scaled(plan):
+        # Otherwise the autoscaler says how many, and every deployment would undo it.
         body["replicas"] = settings.replicas
     return {
         "apiVersion": "apps/v1",
@@ -211,7 +212,7 @@ def scaling(plan: Plan, group: str | None) -> list[Manifest]:
             },
         }
     ]
-    if settings.max_replicas > settings.replicas:
+    if _is_scaled(plan):
         found.append(
             {
                 "apiVersion": "autoscaling/v2",
@@ -310,7 +311,6 @@ class KubernetesListener(pulumi.ComponentResource):
         """
         super().__init__("port-webhook:kubernetes:Listener", resource_name, {}, opts)
         registrar: Registrar = registrar_of(self)
-        rendered = plan.settings.render_directory is not None
         base = registrar.add(foundations(plan), after=after)
         mounted = [
             *(
@@ -328,14 +328,12 @@ class KubernetesListener(pulumi.ComponentResource):
             after,
         )
         for group in (None, *plan.listener_groups):
-            deployment = listener(plan, group, secrets_version, replicas=not (rendered and _is_scaled(plan)))
             running += self._deploy(
                 registrar,
                 listener_config(plan, group),
-                deployment,
+                listener(plan, group, secrets_version),
                 [*base, *mounted, *secrets],
                 after,
-                ignore=["spec.replicas"] if _is_scaled(plan) else [],
             )
             running += registrar.add([service(plan, group), *scaling(plan, group)], after=after)
         entry = ingress(plan)
@@ -351,11 +349,10 @@ class KubernetesListener(pulumi.ComponentResource):
         deployment: Manifest,
         needs: Sequence[pulumi.Resource],
         after: Sequence[pulumi.Resource],
-        ignore: Sequence[str] = (),
     ) -> list[pulumi.Resource]:
         name = deployment["metadata"]["name"]
         mounted = registrar.add([config], after=after, name=name)
-        return registrar.add([deployment], after=[*needs, *mounted], ignore=ignore)
+        return registrar.add([deployment], after=[*needs, *mounted])
 
 
 def manifests(plan: Plan, secrets: Mapping[tuple[str, str], str], secrets_version: str) -> list[Manifest]:

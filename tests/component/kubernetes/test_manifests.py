@@ -114,7 +114,10 @@ def test_every_deployment_has_probes_and_a_strategy(found: Plan) -> None:
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container), name
         if name.startswith("listener"):
             assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
-            assert spec["replicas"] >= 2
+            scaled = found.settings.max_replicas > found.settings.replicas
+            assert spec.get("replicas") == (None if scaled else found.settings.replicas)
+            assert found.settings.replicas >= 2
+            assert container["readinessProbe"]["httpGet"] != container["livenessProbe"]["httpGet"]
             grace = spec["template"]["spec"]["terminationGracePeriodSeconds"]
             waits = container["lifecycle"]["preStop"]["sleep"]["seconds"]
             assert grace > waits + found.limits.sync_deadline_seconds + found.limits.drain_seconds

@@ -34,6 +34,7 @@ from port_webhook_handlers.runtime.kubernetes.config import ClusterConfig
 from port_webhook_handlers.runtime.kubernetes.lease import Lease
 from port_webhook_handlers.runtime.kubernetes.mirror import Manifest, Mirror
 from port_webhook_handlers.runtime.kubernetes.mounted import MountedSecrets
+from port_webhook_handlers.runtime.kubernetes.podlogs import PodLogs, wait
 from port_webhook_handlers.runtime.kubernetes.reports import FINAL, ClusterReports
 from port_webhook_handlers.runtime.kubernetes.runs import StoredRun
 from port_webhook_handlers.runtime.logs import Log
@@ -49,8 +50,6 @@ _LOOK_SECONDS: Final = 5.0
 _CLEAN_TICKS: Final = 60
 _FIRST_PAUSE_SECONDS: Final = 0.5
 _MAX_PAUSE_SECONDS: Final = 30.0
-_LOG_QUIET_SECONDS: Final = 3600.0
-_LOG_TRIES: Final = 4
 _FLUSH_SECONDS: Final = 10.0
 _JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
 _METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -67,12 +66,7 @@ class _Run:
 
     stored: StoredRun
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    pods_changed: asyncio.Event = field(default_factory=asyncio.Event)
-    lines: dict[str, int] = field(default_factory=dict)
-    complete: set[str] = field(default_factory=set)
-    numbered: int = 0
-    over: bool = False
-    dropped: bool = False
+    log: PodLogs | None = None
     dead: bool = False
     task: asyncio.Task[None] | None = None
 
@@ -150,7 +144,7 @@ class Dispatcher:
                         due = time.monotonic() + _TICK_SECONDS
                         await self._tick(ticks)
                         ticks += 1
-                await _wait(self._wake, _TICK_SECONDS)
+                await wait(self._wake, _TICK_SECONDS)
                 self._wake.clear()
         finally:
             holding.cancel()
@@ -205,7 +199,8 @@ class Dispatcher:
         run = self._runs.get(name)
         if run is not None:
             run.changed.set()
-            run.pods_changed.set()
+            if run.log is not None:
+                run.log.changed.set()
         else:
             self._wake.set()
 
@@ -335,24 +330,41 @@ class Dispatcher:
 
     async def _outcome(self, run: _Run) -> dict[str, Any]:
         """Waits for the end of a started run while its log is read."""
-        reading = asyncio.ensure_future(self._read_logs(run))
+        name, run_id = run.stored.name, run.stored.run_id
+
+        def report(number: int, kind: str, body: dict[str, Any]) -> None:
+            # What Port took before this process began is in the log again.
+            if number > run.stored.reported:
+                self.reports.add(run_id, number, kind, body)
+                self.outbox.wake(run_id)
+
+        log = PodLogs(
+            self._api,
+            self._pods_path,
+            lambda: self._pods_of(name),
+            report,
+            lambda: self.reports.note(run_id, "log lines: the Pod's log could not be read"),
+            self._log_threads,
+            self._log,
+        )
+        run.log = log
+        reading = asyncio.ensure_future(log.read())
         try:
             while True:
                 run.changed.clear()
                 try:
                     outcome = await self._ended(run)
                 except ApiServerError as error:
-                    self._log("run not looked at", run=run.stored.run_id, error=str(error))
+                    self._log("run not looked at", run=run_id, error=str(error))
                     outcome = None
                 if outcome is not None:
                     break
-                await _wait(run.changed, _LOOK_SECONDS)
+                await wait(run.changed, _LOOK_SECONDS)
             # What the handler reported goes before its end.
-            run.over = True
-            run.pods_changed.set()
+            log.finish()
             await reading
         finally:
-            run.dropped = True
+            log.drop()
             reading.cancel()
         return outcome
 
@@ -382,84 +394,12 @@ class Dispatcher:
         await self._delete_job(name)
         return _failed(run, reason)
 
-    # Logs
-
-    async def _read_logs(self, run: _Run) -> None:
-        """Reads the logs of the run's Pods, one after the other, until the run is over and all are read."""
-        while True:
-            run.pods_changed.clear()
-            pod = next(
-                (
-                    pod["metadata"]["name"]
-                    for pod in self._pods_of(run.stored.name)
-                    if pod["metadata"]["name"] not in run.complete
-                    and not jobs.container_state(pod).keys().isdisjoint({"running", "terminated"})
-                ),
-                None,
-            )
-            if pod is not None:
-                await self._read_log(run, pod)
-            elif run.over:
-                return
-            else:
-                await _wait(run.pods_changed, _LOOK_SECONDS)
-
-    async def _read_log(self, run: _Run, pod: str) -> None:
-        tries = 0
-        while pod not in run.complete:
-            seen = self._pods.get(pod)
-            ended = seen is None or "terminated" in jobs.container_state(seen)
-            try:
-                await self._loop.run_in_executor(self._log_threads, self._stream, run, pod)
-            except ApiServerError as error:
-                tries += ended
-                if error.status == 404 or tries >= _LOG_TRIES:
-                    self._log("log not read", run=run.stored.run_id, error=str(error))
-                    self.reports.note(run.stored.run_id, "log lines: the Pod's log could not be read")
-                    run.complete.add(pod)
-                    return
-                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
-            else:
-                if ended:
-                    run.complete.add(pod)
-                elif pod not in run.complete:
-                    await _wait(run.pods_changed, _FIRST_PAUSE_SECONDS)
-
-    def _stream(self, run: _Run, pod: str) -> None:
-        """Follows a Pod's log, in a thread."""
-        query = {"container": names.CONTAINER, "follow": "true"}
-        number = 0
-        for line in self._api.lines(f"{self._pods_path}/{pod}/log", query, timeout=_LOG_QUIET_SECONDS):
-            if run.dropped:
-                return
-            try:
-                body = json.loads(line)
-                if "report" in body:
-                    number += 1
-                    self._loop.call_soon_threadsafe(
-                        self._line, run, pod, number, str(body["kind"]), dict(body["body"])
-                    )
-                elif "end" in body:
-                    self._loop.call_soon_threadsafe(run.complete.add, pod)
-            except (ValueError, TypeError, KeyError):
-                # Lines of other programs in the container.
-                continue
-
-    def _line(self, run: _Run, pod: str, number: int, kind: str, body: dict[str, Any]) -> None:
-        if run.dropped or number <= run.lines.get(pod, 0):
-            return
-        run.lines[pod] = number
-        run.numbered += 1
-        if run.numbered > run.stored.reported:
-            self.reports.add(run.stored.run_id, run.numbered, kind, body)
-            self.outbox.wake(run.stored.run_id)
+    # The API server
 
     def _pods_of(self, name: str) -> list[Manifest]:
         """Pods of a run, the oldest first."""
         found = [pod for pod in self._pods.all() if _job_of(pod) == name]
         return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
-
-    # The API server
 
     async def _close(self, run_id: str) -> None:
         run = self._runs.get(names.run_name(run_id))
@@ -566,12 +506,6 @@ def _job_of(pod: Manifest) -> str:
 
 def _without_body(secret: Manifest) -> None:
     (secret.get("data") or {}).pop(names.BODY_FILE, None)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
 
 
 async def _run(root: Path, bundle: Path, log: Log) -> int:
