@@ -42,7 +42,9 @@ _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT = {
+    "signature 'super().__init__(reason)': removed": "an exception keeps its arguments anyway",
+}
 
 
 class _Mutator(ast.NodeTransformer):
