@@ -26,6 +26,9 @@ MODULE = "port-webhook-stack"
 
 PROVIDER = "port-webhook"
 
+ROTATION_OVERLAP_SECONDS = 24 * 3600.0
+"""How long the listener accepts a client secret that was replaced, unless `port-webhook rotate-secret` says otherwise."""
+
 PUBLISHED_SALT = "v1:Cz2k1BBARzA=:v1:jYT0aU8KcsG0Ee0P:dvpSchCIZyxUq2DtU2ylMKDHYoQSqw=="
 """Encryption salt of `stacks/Pulumi.local.yaml`, whose passphrase everybody knows."""
 

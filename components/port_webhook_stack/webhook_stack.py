@@ -29,11 +29,8 @@ from port_webhook_stack.port.resources import (
     Secret,
 )
 from port_webhook_stack.secrets_store.local import LocalSecretsStore
-from port_webhook_stack.settings import MODULE, Settings
+from port_webhook_stack.settings import MODULE, ROTATION_OVERLAP_SECONDS, Settings
 from port_webhook_stack.verification import Verification
-
-ROTATION_OVERLAP_SECONDS = 24 * 3600.0
-"""How long the listener accepts a client secret that was replaced, unless `port-webhook rotate-secret` says otherwise."""
 
 
 class _Keys(TypedDict):

@@ -105,6 +105,7 @@ class AwsStack:
             "receiver": {
                 "queues": {"default": self.work, "other": self.work},
                 "functions": {"other": "synchronous"},
+                "overlap_seconds": 3600,
                 "secrets": {"signing": self.secrets["signing"]},
             },
             "worker": {"queues": {"default": self.work}, "secrets": {"handlers": self.secrets["handlers"]}},

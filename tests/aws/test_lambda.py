@@ -381,23 +381,34 @@ def test_changed_code_is_not_served(own: Listener) -> None:
 
 def test_a_rotated_secret_is_fetched_on_the_first_signature_that_fails(own: Listener) -> None:
     assert own.post("greet", "r_before").status_code == 202
-    both = {
-        "signing": [
-            {"value": "new-secret", "not_after": None},
-            {"value": own.port.client_secret, "not_after": None},
-        ]
-    }
+    new = {"signing": [{"value": "new-secret", "not_after": None}]}
     own.stack.secretsmanager.put_secret_value(
-        SecretId=own.stack.secrets["signing"], SecretString=json.dumps(both)
+        SecretId=own.stack.secrets["signing"], SecretString=json.dumps(new)
     )
     pid = own.stack.functions["receiver"].pid
     assert own.post("greet", "r_new", secret="new-secret").status_code == 202
+    # The version before stays valid for the overlap.
     assert own.post("greet", "r_old").status_code == 202
     assert own.stack.functions["receiver"].pid == pid
     calls = len(own.stack.gate.calls)
     assert [own.post("greet", "r_forged", secret="forged").status_code for _ in range(5)] == [401] * 5
     # Somebody without a secret must not cause a call to AWS for each request.
     assert len(own.stack.gate.calls) == calls
+
+
+def test_a_retired_secret_is_refused(own: Listener) -> None:
+    name = own.stack.secrets["signing"]
+    new = {"signing": [{"value": "new-secret", "not_after": None}]}
+    own.stack.secretsmanager.put_secret_value(SecretId=name, SecretString=json.dumps(new))
+    versions = own.stack.secretsmanager.list_secret_version_ids(SecretId=name, IncludeDeprecated=True)[
+        "Versions"
+    ]
+    former = next(item["VersionId"] for item in versions if "AWSPREVIOUS" in item.get("VersionStages", []))
+    own.stack.secretsmanager.update_secret_version_stage(
+        SecretId=name, VersionStage="AWSPREVIOUS", RemoveFromVersionId=former
+    )
+    assert own.post("greet", "r_retired").status_code == 401
+    assert own.post("greet", "r_fresh", secret="new-secret").status_code == 202
 
 
 def test_a_missing_secret_refuses_everything_but_health(own: Listener) -> None:

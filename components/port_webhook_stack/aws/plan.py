@@ -98,6 +98,7 @@ class Plan:
         delegated: synchronous routes that run in a function of their group.
         port_base_url: Port's API.
         sync_deadline_seconds, tolerance_seconds: limits of the receiver.
+        overlap_seconds: how long a former signing secret stays valid.
     """
 
     settings: AwsSettings
@@ -108,6 +109,7 @@ class Plan:
     port_base_url: str
     sync_deadline_seconds: float
     tolerance_seconds: float
+    overlap_seconds: float = 0
 
     @cached_property
     def workers(self) -> tuple[Group, ...]:
@@ -143,6 +145,7 @@ def plan(
     port_base_url: str,
     sync_deadline_seconds: float,
     tolerance_seconds: float,
+    overlap_seconds: float = 0,
 ) -> Plan:
     """Decides what is deployed.
 
@@ -154,6 +157,7 @@ def plan(
         handler_settings: settings by route; `*` for all.
         port_base_url: Port's API.
         sync_deadline_seconds, tolerance_seconds: limits of the receiver.
+        overlap_seconds: how long a former signing secret stays valid.
 
     Raises:
         StackError: handlers and target do not fit together, or the archive cannot be made.
@@ -186,6 +190,7 @@ def plan(
         port_base_url,
         sync_deadline_seconds,
         tolerance_seconds,
+        overlap_seconds,
     )
 
 

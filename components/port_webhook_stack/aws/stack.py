@@ -20,7 +20,7 @@ from port_webhook_stack.deployed import Deployed
 from port_webhook_stack.errors import SettingsError
 from port_webhook_stack.listener.aws import AwsListener
 from port_webhook_stack.secrets_store.aws import AwsSecretsStore
-from port_webhook_stack.settings import Settings
+from port_webhook_stack.settings import ROTATION_OVERLAP_SECONDS, Settings
 
 _REQUIREMENTS = Path(__file__).resolve().parents[3] / "requirements"
 
@@ -56,6 +56,8 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
         port_base_url=base,
         sync_deadline_seconds=settings.listener.sync_deadline_seconds,
         tolerance_seconds=settings.listener.tolerance_seconds,
+        # A list of signing secrets says itself how long each one counts.
+        overlap_seconds=0 if settings.signing_secrets else ROTATION_OVERLAP_SECONDS,
     )
 
 

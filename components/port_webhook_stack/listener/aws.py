@@ -171,6 +171,7 @@ class AwsListener(pulumi.ComponentResource):
                 "functions": {name: made.function.name for name, made in synchronous.items()},
                 "sync_deadline_seconds": plan.sync_deadline_seconds,
                 "tolerance_seconds": plan.tolerance_seconds,
+                "overlap_seconds": plan.overlap_seconds,
             },
             seconds=math.ceil(plan.sync_deadline_seconds) + 2 if here else _RECEIVER_SECONDS,
             memory=plan.settings.receiver_memory,

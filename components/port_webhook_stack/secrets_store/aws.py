@@ -117,7 +117,8 @@ class AwsSecretsStore(pulumi.ComponentResource):
             naming.resource(f"{part}-value"),
             secret_id=secret.id,
             secret_string=pulumi.Output.secret(text),
-            opts=naming.opts(),
+            # The version before stays: it is what requests on their way are still signed with.
+            opts=pulumi.ResourceOptions.merge(naming.opts(), pulumi.ResourceOptions(retain_on_delete=True)),
         )
         return StoredSecret(secret.arn, version)
 

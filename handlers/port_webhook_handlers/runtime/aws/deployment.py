@@ -37,6 +37,7 @@ class Deployment:
         port_base_url: Port's API.
         sync_deadline_seconds, tolerance_seconds, retention_days: limits.
         secrets_seconds: how long values of secrets are kept.
+        overlap_seconds: how long former signing secrets stay valid after a rotation.
         credentials: handlers get the function's credentials of AWS.
     """
 
@@ -51,6 +52,7 @@ class Deployment:
     tolerance_seconds: float = 300
     retention_days: float = 14
     secrets_seconds: float = 300
+    overlap_seconds: float = 0
     credentials: bool = False
 
     @classmethod

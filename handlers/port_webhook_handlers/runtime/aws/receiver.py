@@ -166,7 +166,9 @@ class ReceiverFunction:
     def __init__(self, archive: Archive, deployment: Deployment, api: AwsApi, log: Log) -> None:
         self._archive = archive
         self._log = log
-        self.secrets = CachedSecrets(api, deployment.secrets, ("signing",), deployment.secrets_seconds, log)
+        self.secrets = CachedSecrets(
+            api, deployment.secrets, ("signing",), deployment.secrets_seconds, log, deployment.overlap_seconds
+        )
         ledger = DynamoLedger(api, deployment.table, deployment.retention_days)
         self._limits = Limits(
             sync_deadline_seconds=deployment.sync_deadline_seconds,

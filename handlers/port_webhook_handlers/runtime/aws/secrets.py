@@ -10,7 +10,7 @@ from typing import Final
 from port_webhook_handlers.runtime.aws.api import AwsApi, AwsError
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.redact import Redactor
-from port_webhook_handlers.runtime.secret_file import SecretFileError, StoredSecrets
+from port_webhook_handlers.runtime.secret_file import SecretFileError, SigningSecret, StoredSecrets
 
 # A sender without a valid signature must not be able to run up a bill.
 _REFETCH_SECONDS: Final = 10.0
@@ -19,7 +19,8 @@ _REFETCH_SECONDS: Final = 10.0
 class CachedSecrets:
     """The content of one or more secrets, put together.
 
-    A fetch that fails leaves the last good content in force.
+    A fetch that fails leaves the last good content in force. After a rotation the former signing secrets, which
+    Secrets Manager keeps as the previous version, stay valid for a while.
 
     Args:
         api: calls to AWS.
@@ -27,6 +28,7 @@ class CachedSecrets:
         wanted: which of them this function may read.
         seconds: how long a value is kept.
         log: gets the values to hide.
+        overlap_seconds: how long former signing secrets stay valid.
         clock: seconds, from any start.
     """
 
@@ -37,15 +39,19 @@ class CachedSecrets:
         wanted: tuple[str, ...],
         seconds: float,
         log: Log,
+        overlap_seconds: float = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._arns = [arns[name] for name in wanted if name in arns]
         self._seconds = seconds
         self._log = log
+        self._overlap = overlap_seconds
         self._clock = clock
         self._fetched = 0.0
         self._refreshed = float("-inf")
+        # Only who signs with a former secret makes it worth a call.
+        self._wants_former = False
         self._content: StoredSecrets | None = None
 
     @property
@@ -71,6 +77,7 @@ class CachedSecrets:
         if self._clock() - self._refreshed < _REFETCH_SECONDS:
             return False
         self._refreshed = self._clock()
+        self._wants_former = self._overlap > 0
         before = self._content
         self._try_fetch()
         return self._content != before
@@ -84,18 +91,50 @@ class CachedSecrets:
 
     def _fetch(self) -> StoredSecrets:
         merged: dict[str, object] = {}
+        former: tuple[SigningSecret, ...] = ()
         for arn in self._arns:
             value = self._api.call("secretsmanager", "GetSecretValue", {"SecretId": arn})
-            try:
-                merged.update(json.loads(value["SecretString"]))
-            except (KeyError, ValueError, TypeError) as error:
-                raise SecretFileError(
-                    f"secret {arn}: is not what the stack wrote; deploy it again"
-                ) from error
+            merged.update(_parsed(arn, value))
+            if self._wants_former:
+                former += self._former(arn, float(value.get("CreatedDate") or 0) + self._overlap)
         content = StoredSecrets.from_json(merged)
+        known = {item.value for item in content.signing}
+        added = tuple(item for item in former if item.value not in known)
+        if added:
+            content = StoredSecrets(
+                (*content.signing, *added), content.api, content.decryption, content.secrets
+            )
         self._content, self._fetched = content, self._clock()
         api = () if content.api is None else (content.api.client_secret,)
         self._log.redact = Redactor(
             (*(item.value for item in content.signing), *api, *content.decryption, *content.secrets.values())
         )
         return content
+
+    def _former(self, arn: str, until: float) -> tuple[SigningSecret, ...]:
+        """Signing secrets of the version before, valid until a time (seconds since the epoch)."""
+        if until <= time.time():
+            return ()
+        try:
+            value = self._api.call(
+                "secretsmanager", "GetSecretValue", {"SecretId": arn, "VersionStage": "AWSPREVIOUS"}
+            )
+        except AwsError as error:
+            if error.code != "ResourceNotFoundException":
+                self._log("former secret not read", error=str(error))
+            return ()
+        former = StoredSecrets.from_json(_parsed(arn, value)).signing
+        return tuple(
+            SigningSecret(item.value, until if item.not_after is None else min(until, item.not_after))
+            for item in former
+        )
+
+
+def _parsed(arn: str, value: Mapping[str, object]) -> dict[str, object]:
+    try:
+        parsed = json.loads(str(value["SecretString"]))
+        if isinstance(parsed, dict):
+            return parsed
+    except (KeyError, ValueError):
+        pass
+    raise SecretFileError(f"secret {arn}: is not what the stack wrote; deploy it again")
