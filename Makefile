@@ -1,6 +1,8 @@
 # Two commands do everything: `make up` and `make test`. The rest is for people who develop this project.
 PYTHON ?= python3
 BIN := .venv/bin
+# Most tests wait for processes and not for the processor.
+JOBS ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help up down status base dev tools test test-kubernetes test-agent bench fuzz mutate soak lint format lock
 
@@ -20,7 +22,7 @@ status: base ## Show what runs.
 
 test: dev lint ## Run every test; what is skipped is printed with its reason.
 	@$(BIN)/python -m port_webhook_stack.engine
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
 tools: ## Build the Kubernetes control plane of the tests, once per user (20 to 30 minutes).
 	@$(PYTHON) tools/kubernetes/build.py
