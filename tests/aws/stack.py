@@ -27,6 +27,7 @@ class AwsStack:
         gate: in front of AWS.
         url: base URL of the listener.
         functions: by name.
+        prefix: of all names.
         table: name of the ledger.
         received: bodies of requests.
     """
@@ -60,9 +61,10 @@ class AwsStack:
         with zipfile.ZipFile(archive) as package:
             package.extractall(root)
         prefix = f"t{time.time_ns()}"
-        self.table = prefix
+        self.prefix = prefix
+        self.table = f"{prefix}-ledger"
         self.dynamodb.create_table(
-            TableName=prefix,
+            TableName=self.table,
             KeySchema=[{"AttributeName": "run_id", "KeyType": "HASH"}],
             AttributeDefinitions=[
                 {"AttributeName": name, "AttributeType": kind}
@@ -87,6 +89,7 @@ class AwsStack:
                 {"deadLetterTargetArn": self._arn(self.dead), "maxReceiveCount": max_receives}
             ),
         )
+        self.reports_dead = self._queue(f"{prefix}-reports-dead.fifo", FifoQueue="true")
         self.reports = self._queue(f"{prefix}-reports.fifo", FifoQueue="true")
         self.secrets = {
             name: self.secretsmanager.create_secret(

@@ -38,6 +38,7 @@ Stack = Annotated[
 def main() -> None:
     """Entry point: known failures are one message on standard error and exit code 1."""
     from port_webhook_handlers.port.client import PortError
+    from port_webhook_stack.cli.account import AccountError
     from port_webhook_stack.cli.cluster import ClusterError
     from port_webhook_stack.cli.connection import ConnectionUnavailableError
     from port_webhook_stack.cli.runs import InputError
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         # Commands that take paths need to know where the user is.
         app(obj=start)
-    except (PortError, ClusterError, ConnectionUnavailableError, InputError) as error:
+    except (PortError, AccountError, ClusterError, ConnectionUnavailableError, InputError) as error:
         fail(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
@@ -158,6 +159,7 @@ def logs(
 ) -> None:
     """Print the log of a run, or of the listener."""
     from port_webhook_stack.cli import runs
+    from port_webhook_stack.cli.account import account_of, log_lines
     from port_webhook_stack.cli.cluster import cluster_of, print_logs
     from port_webhook_stack.cli.connection import connect, state_folder
 
@@ -172,6 +174,10 @@ def logs(
         return
     if (cluster := cluster_of(Path.cwd(), stack)) is not None:
         raise typer.Exit(print_logs(cluster, lines, follow))
+    if (account := account_of(Path.cwd(), stack)) is not None:
+        for text in log_lines(account, lines, follow):
+            note(text)
+        return
     files = sorted(
         (state_folder(Path.cwd(), stack) / "listener").glob("*.log"), key=lambda f: f.stat().st_mtime
     )
@@ -179,22 +185,6 @@ def logs(
         fail(f"no listener of stack {stack} has written a log on this machine: run `port-webhook up`")
         raise typer.Exit(1)
     _print_files(files, lines, follow)
-
-
-@app.command(name="dead-letters")
-def dead_letters(stack: Stack = "local") -> None:
-    """List runs in the cluster that ended without a result of their handler, or whose end Port has not taken."""
-    from port_webhook_stack.cli import cluster
-
-    found = cluster.cluster_of(Path.cwd(), stack)
-    if found is None:
-        fail(f"stack {stack}: only target kubernetes keeps dead letters in its cluster")
-        raise typer.Exit(1)
-    letters = cluster.dead_letters(found)
-    for letter in letters:
-        taken = "" if letter.state == "done" else "  (Port has not taken this yet)"
-        note(f"{letter.accepted_at}  {letter.run_id}  {letter.route}{taken}\n  {letter.summary}")
-    note(f"{len(letters)} dead letters")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from port_webhook_stack.cli.app import Stack, _operate, app
 from port_webhook_stack.cli.console import fail, note, step, warn
 
 if TYPE_CHECKING:
+    from port_webhook_stack.cli.account import Account
     from port_webhook_stack.driver import Outcome, StackDriver
 
 FromEnv = Annotated[
@@ -44,6 +45,7 @@ def rotate_secret(
     """
     from port_webhook_handlers.runtime.secret_file import SecretFileError
     from port_webhook_localport.control import LocalPortError
+    from port_webhook_stack.cli.account import account_of
     from port_webhook_stack.cli.connection import provider_configuration, state_folder
 
     project = Path.cwd()
@@ -51,7 +53,9 @@ def rotate_secret(
     state = state_folder(project, stack)
     seconds = _seconds(overlap)
     try:
-        if retire:
+        if retire and (account := account_of(project, stack)) is not None:
+            _retire_in(account)
+        elif retire:
             _retire(state, local=local)
         elif local:
             if from_env:
@@ -178,6 +182,18 @@ def _retire(state: Path, *, local: bool) -> None:
             control.rotate_secret(state / FOLDER, "retire")
         found = end_previous(state, 0)
         current.result = "the former secret is refused from now on" if found else "there is no former secret"
+
+
+def _retire_in(account: Account) -> None:
+    from port_webhook_stack.cli.account import retire
+
+    with step("rotation") as current:
+        found = retire(account)
+        current.result = (
+            "the former secret is refused as soon as functions read their secrets again (5 minutes)"
+            if found
+            else "there is no former secret"
+        )
 
 
 def _ended(state: Path, seconds: float) -> str:

@@ -1,0 +1,251 @@
+"""Looking into the account of a stack with target aws, with boto3 and the user's own credentials."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from port_webhook_stack.cli.connection import stack_configuration
+from port_webhook_stack.settings import MODULE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_POLL_SECONDS = 2.0
+_BATCH = 10
+
+
+class AccountError(Exception):
+    """The account cannot be looked into; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A run that nobody could run and that was reported as FAILURE.
+
+    Attributes:
+        run_id, route: of the run.
+        at: RFC 3339.
+        reason: what Port was told.
+        body: the verified request.
+    """
+
+    run_id: str
+    route: str
+    at: str
+    reason: str
+    body: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where a stack runs, as its stack file says.
+
+    Attributes:
+        region: of AWS.
+        prefix: of all names.
+        endpoints: service to URL, for another implementation of AWS.
+    """
+
+    region: str | None
+    prefix: str
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+
+    def client(self, service: str) -> Any:
+        """A client of boto3.
+
+        Raises:
+            AccountError: boto3 is not installed, or no region is known.
+        """
+        try:
+            import boto3
+        except ImportError as error:
+            raise AccountError(
+                "boto3 is not installed; run .venv/bin/pip install --require-hashes -r requirements/dev.txt"
+            ) from error
+        if not self.region:
+            raise AccountError(f"{MODULE}:aws.region is not set; set it, or export AWS_REGION")
+        return boto3.client(service, region_name=self.region, endpoint_url=self.endpoints.get(service))
+
+
+def account_of(project: Path, stack: str) -> Account | None:
+    """The account of a stack; None if its target is another."""
+    values = stack_configuration(project, stack)
+    if values.get(f"{MODULE}:target") != "aws":
+        return None
+    own: Any = values.get(f"{MODULE}:aws") or {}
+    region = own.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return Account(region, own.get("namePrefix") or f"port-webhook-{stack}", own.get("endpoints") or {})
+
+
+def dead_letters(account: Account) -> list[DeadLetter]:
+    """The dead letters of a stack, the oldest first.
+
+    Raises:
+        AccountError: AWS refused.
+    """
+    query = {
+        "TableName": f"{account.prefix}-ledger",
+        "IndexName": "dead-letters",
+        "KeyConditionExpression": "dead = :one",
+        "ExpressionAttributeValues": {":one": {"S": "1"}},
+    }
+    found = []
+    for page in _pages(lambda start: _call(account, "dynamodb", "query", **query, **start)):
+        for item in page["Items"]:
+            text = {name: value["S"] for name, value in item.items() if "S" in value}
+            at = datetime.fromtimestamp(float(item["updated_at"]["N"]), UTC)
+            found.append(
+                DeadLetter(
+                    text["run_id"],
+                    text["route"],
+                    at.isoformat(timespec="seconds"),
+                    text.get("reason", ""),
+                    json.loads(item["payload"]["B"]),
+                )
+            )
+    return found
+
+
+def forget(account: Account, letter: DeadLetter) -> None:
+    """Takes a run off the list."""
+    _call(
+        account,
+        "dynamodb",
+        "update_item",
+        TableName=f"{account.prefix}-ledger",
+        Key={"run_id": {"S": letter.run_id}},
+        UpdateExpression="REMOVE dead, payload",
+    )
+
+
+def redrive_reports(account: Account) -> int:
+    """Puts reports that were given up back on their queue; how many.
+
+    Raises:
+        AccountError: AWS refused.
+    """
+    source = _call(account, "sqs", "get_queue_url", QueueName=f"{account.prefix}-reports-dead.fifo")[
+        "QueueUrl"
+    ]
+    target = _call(account, "sqs", "get_queue_url", QueueName=f"{account.prefix}-reports.fifo")["QueueUrl"]
+    moved = 0
+    while messages := _call(
+        account,
+        "sqs",
+        "receive_message",
+        QueueUrl=source,
+        MaxNumberOfMessages=_BATCH,
+        MessageSystemAttributeNames=["MessageGroupId"],
+    ).get("Messages"):
+        for message in messages:
+            _call(
+                account,
+                "sqs",
+                "send_message",
+                QueueUrl=target,
+                MessageBody=message["Body"],
+                MessageGroupId=message["Attributes"]["MessageGroupId"],
+                # Another one than before, or the queue would drop it as a repeat.
+                MessageDeduplicationId=f"redrive-{message['MessageId']}",
+            )
+            _call(account, "sqs", "delete_message", QueueUrl=source, ReceiptHandle=message["ReceiptHandle"])
+            moved += 1
+    return moved
+
+
+def log_lines(account: Account, lines: int, follow: bool) -> Iterator[str]:
+    """The newest lines of the functions' logs, the oldest first.
+
+    Raises:
+        AccountError: AWS refused.
+    """
+    prefix = f"/aws/lambda/{account.prefix}-"
+    groups = [
+        group["logGroupName"]
+        for page in _pages(
+            lambda start: _call(account, "logs", "describe_log_groups", logGroupNamePrefix=prefix, **start)
+        )
+        for group in page["logGroups"]
+    ]
+    if not groups:
+        raise AccountError(f"there is no log group {prefix}…: deploy the stack first")
+    seen: set[str] = set()
+    since = int((time.time() - 3600) * 1000)
+    while True:
+        events = sorted(
+            (
+                (event["timestamp"], event["eventId"], group.removeprefix(prefix), event["message"].rstrip())
+                for group in groups
+                for event in _call(
+                    account,
+                    "logs",
+                    "filter_log_events",
+                    logGroupName=group,
+                    startTime=since,
+                    interleaved=True,
+                )["events"]
+                if event["eventId"] not in seen
+            ),
+        )
+        for stamp, identifier, name, message in events[-lines:] if not seen else events:
+            yield f"{name}: {message}"
+            since = max(since, stamp)
+            seen.add(identifier)
+        seen |= {identifier for _, identifier, _, _ in events}
+        if not follow:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def retire(account: Account) -> bool:
+    """Ends the overlap after a rotation; whether there was a former signing secret.
+
+    Raises:
+        AccountError: AWS refused.
+    """
+    name = f"{account.prefix}-signing"
+    versions = _call(account, "secretsmanager", "list_secret_version_ids", SecretId=name)["Versions"]
+    former = [item["VersionId"] for item in versions if "AWSPREVIOUS" in item.get("VersionStages", [])]
+    for version in former:
+        _call(
+            account,
+            "secretsmanager",
+            "update_secret_version_stage",
+            SecretId=name,
+            VersionStage="AWSPREVIOUS",
+            RemoveFromVersionId=version,
+        )
+    return bool(former)
+
+
+def _pages(call: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    start: dict[str, Any] = {}
+    while True:
+        page = call(start)
+        yield page
+        if page.get("LastEvaluatedKey"):
+            start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
+        elif page.get("nextToken"):
+            start = {"nextToken": page["nextToken"]}
+        else:
+            return
+
+
+def _call(account: Account, service: str, operation: str, **arguments: Any) -> dict[str, Any]:
+    client = account.client(service)
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        answer: dict[str, Any] = getattr(client, operation)(**arguments)
+    except (BotoCoreError, ClientError) as error:
+        raise AccountError(f"AWS ({account.region}): {error}; check credentials and region") from error
+    finally:
+        client.close()
+    return answer

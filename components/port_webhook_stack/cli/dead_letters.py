@@ -1,0 +1,121 @@
+"""`port-webhook dead-letters`: runs that ran out of tries, on the targets that keep them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from port_webhook_stack.cli.app import Stack, app
+from port_webhook_stack.cli.console import fail, note
+
+if TYPE_CHECKING:
+    from port_webhook_stack.cli.account import Account
+
+_commands = typer.Typer(help="Runs that ran out of tries and were reported as FAILURE.")
+app.add_typer(_commands, name="dead-letters")
+
+
+@_commands.callback(invoke_without_command=True)
+def dead_letters(context: typer.Context, stack: Stack = "local") -> None:
+    """Runs that ran out of tries and were reported as FAILURE; without a command they are listed."""
+    if context.invoked_subcommand is None:
+        list_(stack)
+
+
+@_commands.command("list")
+def list_(stack: Stack = "local") -> None:
+    """List them, the oldest first."""
+    from port_webhook_stack.cli import account, cluster
+
+    project = Path.cwd()
+    if (own := account.account_of(project, stack)) is not None:
+        letters = account.dead_letters(own)
+        for letter in letters:
+            note(f"{letter.at}  {letter.run_id}  {letter.route}\n  {letter.reason}")
+        note(f"{len(letters)} dead letters")
+    elif (found := cluster.cluster_of(project, stack)) is not None:
+        ended = cluster.dead_letters(found)
+        for item in ended:
+            taken = "" if item.state == "done" else "  (Port has not taken this yet)"
+            note(f"{item.accepted_at}  {item.run_id}  {item.route}{taken}\n  {item.summary}")
+        note(f"{len(ended)} dead letters")
+    else:
+        fail(f"stack {stack}: targets aws and kubernetes keep dead letters, this one is another")
+        raise typer.Exit(1)
+
+
+@_commands.command("redrive")
+def redrive(
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(help="Runs, as listed.", metavar="RUN", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    reports: Annotated[
+        bool,
+        typer.Option("--reports", help="Instead: reports that Port has refused until they were given up."),
+    ] = False,
+    stack: Stack = "local",
+) -> None:
+    """Run them again: as new runs of the same action with the same inputs, since Port keeps an ended run as it is.
+
+    Port signs and delivers them, so they are verified and validated like any other.
+    """
+    from port_webhook_stack.cli import account
+
+    own = account.account_of(Path.cwd(), stack)
+    if own is None:
+        fail(f"stack {stack}: only target aws has dead letters to redrive")
+        raise typer.Exit(1)
+    if sum((bool(run_ids), everything, reports)) != 1:
+        fail("redrive takes RUN, once or more, or --all, or --reports")
+        raise typer.Exit(2)
+    if reports:
+        note(f"{account.redrive_reports(own)} messages are on the queue of reports again")
+        return
+    _redrive(own, stack, set(run_ids or ()))
+
+
+def _redrive(own: Account, stack: str, wanted: set[str]) -> None:
+    from port_webhook_handlers.port.client import PortError, quote
+    from port_webhook_stack.cli import account
+    from port_webhook_stack.cli.connection import connect
+
+    letters = {letter.run_id: letter for letter in account.dead_letters(own)}
+    if unknown := sorted(wanted - letters.keys()):
+        fail(
+            f"{unknown[0]} is no dead letter of stack {stack}; see: port-webhook dead-letters list -s {stack}"
+        )
+        raise typer.Exit(1)
+    failed = 0
+    with connect(Path.cwd(), stack) as client:
+        for run_id in wanted or letters:
+            letter = letters[run_id]
+            try:
+                begun = client.request(
+                    "POST",
+                    f"/v1/actions/{quote(letter.route)}/runs",
+                    params={"version": "v2"},
+                    json=_body(letter.body),
+                )["run"]
+            except PortError as error:
+                failed += 1
+                fail(f"{run_id}: {error}" + _hint(letter.body))
+                continue
+            account.forget(own, letter)
+            note(f"{run_id} → {begun['id']}  {letter.route}  {begun['status']}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _body(request: Any) -> dict[str, Any]:
+    entity = request.get("entity") or {}
+    body: dict[str, Any] = {"properties": request.get("inputs") or {}}
+    if entity.get("identifier"):
+        body["entity"] = entity["identifier"]
+    return body
+
+
+def _hint(request: Any) -> str:
+    return "; an automation runs when its event happens again" if request.get("event") else ""

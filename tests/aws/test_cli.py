@@ -1,0 +1,230 @@
+"""`port-webhook` on a deployed stack: dead letters, logs, rotation; boto3 talks to moto."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from tests.aws.cloud import moto
+from tests.aws.stack import REGION
+from tests.fixtures_localport import LocalPort, local_port
+
+__all__ = ["local_port"]
+
+pytestmark = pytest.mark.aws
+
+
+class Account:
+    """What a stack `prod` has left in its account."""
+
+    def __init__(self, url: str, project: Path, port: LocalPort) -> None:
+        self._options = {
+            "region_name": REGION,
+            "endpoint_url": url,
+            "aws_access_key_id": "test",
+            "aws_secret_access_key": "test",
+        }
+        self._project = project
+        services = ("dynamodb", "sqs", "logs", "secretsmanager")
+        (project / "stacks").mkdir()
+        (project / "Pulumi.yaml").write_text("name: port-webhook-stack\nruntime: python\n")
+        config = {
+            "port-webhook:baseUrl": port.url,
+            "port-webhook-stack:target": "aws",
+            "port-webhook-stack:aws": {
+                "region": REGION,
+                "namePrefix": "acme",
+                "endpoints": dict.fromkeys(services, url),
+            },
+        }
+        (project / "stacks" / "Pulumi.prod.yaml").write_text(yaml.safe_dump({"config": config}))
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "PORT_CLIENT_ID": port.client_id,
+            "PORT_CLIENT_SECRET": port.client_secret,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "COLUMNS": "200",
+        }
+
+    def aws(self, service: str, operation: str, **arguments: Any) -> Any:
+        client = boto3.client(service, **self._options)
+        try:
+            return getattr(client, operation)(**arguments)
+        finally:
+            client.close()
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and output of a command."""
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("port-webhook")), *arguments, "-s", "prod"],
+            cwd=self._project,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def bury(self, run_id: str, route: str, **inputs: Any) -> None:
+        body = {"port_context": {"action": route, "runId": run_id}, "inputs": inputs, "entity": None}
+        self.aws(
+            "dynamodb",
+            "put_item",
+            TableName="acme-ledger",
+            Item={
+                "run_id": {"S": run_id},
+                "route": {"S": route},
+                "dead": {"S": "1"},
+                "updated_at": {"N": str(time.time())},
+                "reason": {"S": "The run could not be started."},
+                "payload": {"B": json.dumps(body).encode()},
+            },
+        )
+
+
+@pytest.fixture(scope="module")
+def moto_url() -> Iterator[str]:
+    with moto() as url:
+        yield url
+
+
+@pytest.fixture
+def account(moto_url: str, tmp_path: Path, local_port: LocalPort) -> Iterator[Account]:
+    account = Account(moto_url, tmp_path, local_port)
+    account.aws(
+        "dynamodb",
+        "create_table",
+        TableName="acme-ledger",
+        KeySchema=[{"AttributeName": "run_id", "KeyType": "HASH"}],
+        AttributeDefinitions=[
+            {"AttributeName": name, "AttributeType": kind}
+            for name, kind in (("run_id", "S"), ("dead", "S"), ("updated_at", "N"))
+        ],
+        GlobalSecondaryIndexes=[
+            {
+                "IndexName": "dead-letters",
+                "KeySchema": [
+                    {"AttributeName": "dead", "KeyType": "HASH"},
+                    {"AttributeName": "updated_at", "KeyType": "RANGE"},
+                ],
+                "Projection": {"ProjectionType": "ALL"},
+            }
+        ],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    yield account
+    account.aws("dynamodb", "delete_table", TableName="acme-ledger")
+
+
+def define(port: LocalPort, identifier: str) -> None:
+    trigger = {
+        "type": "self-service",
+        "operation": "CREATE",
+        "userInputs": {"properties": {"text": {"type": "string"}}},
+    }
+    method = {
+        "type": "UPSERT_ENTITY",
+        "blueprintIdentifier": "thing",
+        "mapping": {"identifier": "{{ .inputs.text }}"},
+    }
+    port.api("POST", "/blueprints", {"identifier": "thing", "title": "Thing", "schema": {"properties": {}}})
+    port.api("POST", "/actions", {"identifier": identifier, "trigger": trigger, "invocationMethod": method})
+
+
+def test_dead_letters_are_listed_and_run_again_as_new_runs(account: Account, local_port: LocalPort) -> None:
+    define(local_port, "greet")
+    account.bury("r_dead_1", "greet", text="again")
+    account.bury("r_dead_2", "gone", text="x")
+    code, text = account.run("dead-letters", "list")
+    assert code == 0
+    assert "r_dead_1  greet" in text
+    assert "The run could not be started." in text
+    assert "2 dead letters" in text
+    assert local_port.client_secret not in text
+    code, text = account.run("dead-letters", "redrive", "r_dead_1")
+    assert code == 0, text
+    # The action was executed by Port, with the inputs of the dead run.
+    assert local_port.api("GET", "/blueprints/thing/entities/again")["entity"]["identifier"] == "again"
+    assert "1 dead letters" in account.run("dead-letters", "list")[1]
+    code, text = account.run("dead-letters", "redrive", "--all")
+    assert code == 1
+    assert "r_dead_2: Port answered 404" in text
+    assert "1 dead letters" in account.run("dead-letters")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("redrive",), "redrive takes RUN, once or more, or --all, or --reports"),
+        (("redrive", "r_1", "--all"), "redrive takes RUN"),
+        (("redrive", "r_unknown"), "r_unknown is no dead letter of stack prod"),
+    ],
+)
+def test_mistakes(account: Account, arguments: tuple[str, ...], part: str) -> None:
+    code, text = account.run("dead-letters", *arguments)
+    assert code != 0
+    assert part in text
+
+
+def test_a_stack_that_was_never_deployed(account: Account) -> None:
+    code, text = account.run("logs")
+    assert (code, "there is no log group /aws/lambda/acme-…: deploy the stack first" in text) == (1, True)
+
+
+def test_reports_that_were_given_up_go_back_to_their_queue(account: Account) -> None:
+    urls = [
+        account.aws("sqs", "create_queue", QueueName=name, Attributes={"FifoQueue": "true"})["QueueUrl"]
+        for name in ("acme-reports-dead.fifo", "acme-reports.fifo")
+    ]
+    account.aws(
+        "sqs",
+        "send_message",
+        QueueUrl=urls[0],
+        MessageBody="m",
+        MessageGroupId="r_1",
+        MessageDeduplicationId="d",
+    )
+    code, text = account.run("dead-letters", "redrive", "--reports")
+    assert code == 0, text
+    assert "1 messages are on the queue of reports again" in text
+    found = account.aws("sqs", "receive_message", QueueUrl=urls[1], AttributeNames=["All"])["Messages"]
+    assert [(item["Body"], item["Attributes"]["MessageGroupId"]) for item in found] == [("m", "r_1")]
+
+
+def test_logs_of_all_functions(account: Account) -> None:
+    now = int(time.time() * 1000)
+    for number, name in enumerate(("receiver", "worker-default")):
+        group = f"/aws/lambda/acme-{name}"
+        account.aws("logs", "create_log_group", logGroupName=group)
+        account.aws("logs", "create_log_stream", logGroupName=group, logStreamName="s")
+        account.aws(
+            "logs",
+            "put_log_events",
+            logGroupName=group,
+            logStreamName="s",
+            logEvents=[{"timestamp": now + number, "message": f"line of {name}"}],
+        )
+    code, text = account.run("logs")
+    assert code == 0, text
+    assert text.splitlines() == ["receiver: line of receiver", "worker-default: line of worker-default"]
+
+
+def test_a_former_signing_secret_is_retired(account: Account) -> None:
+    account.aws("secretsmanager", "create_secret", Name="acme-signing", SecretString="one")
+    assert "there is no former secret" in account.run("rotate-secret", "--retire")[1]
+    account.aws("secretsmanager", "put_secret_value", SecretId="acme-signing", SecretString="two")
+    code, text = account.run("rotate-secret", "--retire")
+    assert code == 0
+    assert "the former secret is refused" in text
+    versions = account.aws("secretsmanager", "list_secret_version_ids", SecretId="acme-signing")["Versions"]
+    assert sorted(item["VersionStages"] for item in versions) == [[], ["AWSCURRENT"]]
