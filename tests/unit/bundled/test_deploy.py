@@ -101,7 +101,7 @@ def test_the_first_version_goes_live(state: Path) -> None:
     assert body["relations"] == {"service": "cart"}
     file = state / "deployments" / "cart" / "current.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert set(json.loads(file.read_text())) == {"pid", "start_time", "version", "port", "revision"}
+    assert set(json.loads(file.read_text())) == {"pid", "start_time", "version", "port", "revision", "others"}
 
 
 def test_a_new_version_replaces_the_old_one(state: Path) -> None:
@@ -307,11 +307,10 @@ def test_one_deployment_of_a_service_at_a_time(state: Path) -> None:
 KILLED = """\
 import sys
 from pathlib import Path
-from port_webhook_handlers.bundled.deploy.deployer import ServiceSpec
 from port_webhook_handlers.bundled.deploy.local import LocalDeployer
-spec = ServiceSpec(("{python}", "server.py"), sys.argv[2], health="/never")
-deployer = LocalDeployer(Path(sys.argv[1]), Path("/"))
-deployer.deploy("cart", "9.0.0", spec, report=lambda line: None, timeout_seconds=60)
+spec = {"command": ["{python}", "server.py"], "artefact": sys.argv[2], "health": "/never"}
+deployer = LocalDeployer(Path(sys.argv[1]), Path("/"), {"services": {"cart": spec}})
+deployer.deploy("cart", "9.0.0", report=lambda line: None, timeout_seconds=60)
 """
 
 

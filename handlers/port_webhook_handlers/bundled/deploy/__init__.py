@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
-from port_webhook_handlers.bundled.deploy.deployer import Deployer, DeploymentError, ServiceSpec
+from port_webhook_handlers.bundled.deploy.deployer import DeploymentError
+from port_webhook_handlers.bundled.deploy.targets import deployer_of, seconds_for
 from port_webhook_handlers.sdk import Failure, Field, Inputs, Result, Run, SettingError, Success, action
-
-# Kept back from the handler's time, so that it can still clean up and report.
-_RESERVE_SECONDS = 15
 
 
 class DeployInputs(Inputs):
@@ -41,13 +38,8 @@ def deploy_microservice(inputs: DeployInputs, run: Run) -> Result:
     service = run.entity
     run.progress("Deploying")
     try:
-        spec = ServiceSpec.of(run.settings, service.identifier)
-        deployment = _deployer(run).deploy(
-            service.identifier,
-            inputs.version,
-            spec,
-            report=run.log,
-            timeout_seconds=max(1.0, run.seconds_left - _RESERVE_SECONDS),
+        deployment = deployer_of(run).deploy(
+            service.identifier, inputs.version, report=run.log, timeout_seconds=seconds_for(run)
         )
     except (DeploymentError, SettingError) as error:
         return Failure(str(error))
@@ -68,17 +60,5 @@ def deploy_microservice(inputs: DeployInputs, run: Run) -> Result:
         run.upsert_entity(
             "deployment", f"{service.identifier}-{deployment.replaced}", properties={"status": "Replaced"}
         )
-    return Success(
-        summary=f"{service.identifier} {deployment.version} runs at {deployment.url}", link=deployment.url
-    )
-
-
-def _deployer(run: Run) -> Deployer:
-    from port_webhook_handlers.bundled.deploy.local import LocalDeployer
-
-    state = run.settings.get("state_dir")
-    if not isinstance(state, str) or not Path(state).is_absolute():
-        raise SettingError("state_dir: the listener gives no folder for the state; start it with one")
-    # The state of a stack is <project>/.state/<stack>.
-    project = run.settings.get("project_dir", str(Path(state).parent.parent))
-    return LocalDeployer(Path(state) / "deployments", Path(project))
+    where = f" at {deployment.url}" if deployment.url else ""
+    return Success(summary=f"{service.identifier} {deployment.version} runs{where}", link=deployment.url)

@@ -1,9 +1,9 @@
-"""What the deploy handler asks of a target: put one version of one service live."""
+"""What handlers ask of a target: put one version of one service live, scale, restart and look at it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from port_webhook_handlers.sdk import SettingError
@@ -20,16 +20,39 @@ class Deployment:
     """A version that is live.
 
     Attributes:
-        url: where it answers.
+        url: where it answers; None where the target does not know.
         version: what was asked for.
         revision: unique name of this deployment of the service.
         replaced: revision that ran before; None if there was none.
     """
 
-    url: str
+    url: str | None
     version: str
     revision: str
     replaced: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceState:
+    """What runs of a service.
+
+    Attributes:
+        version: that is live.
+        revision: name of its deployment.
+        replicas: copies that should run.
+        healthy: copies that answer.
+        url: where it answers; None where the target does not know.
+    """
+
+    version: str
+    revision: str
+    replicas: int
+    healthy: int
+    url: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +114,33 @@ class ServiceSpec:
 
 
 class Deployer(Protocol):
-    """A target that services are deployed to."""
+    """A target that services are deployed to.
 
-    def deploy(
-        self, service: str, version: str, spec: ServiceSpec, *, report: Report, timeout_seconds: float
-    ) -> Deployment:
+    Every method raises `DeploymentError` if what was asked for did not happen, and `SettingError` if the settings of
+    the service cannot be used. Reports take one line for each step.
+    """
+
+    def deploy(self, service: str, version: str, *, report: Report, timeout_seconds: float) -> Deployment:
         """Puts a version live, in place of the one before.
 
         Args:
             service: identifier of the service entity.
             version: what to deploy.
-            spec: how to start it.
             report: takes one line for each step.
             timeout_seconds: until it gives up and leaves the version before as it is.
-
-        Raises:
-            DeploymentError: the version is not live.
-            SettingError: the spec cannot be used.
         """
+
+    def scale(self, service: str, replicas: int, *, report: Report, timeout_seconds: float) -> ServiceState:
+        """Runs this many copies of the version that is live."""
+
+    def restart(self, service: str, *, report: Report, timeout_seconds: float) -> ServiceState:
+        """Replaces every copy by a new one of the same version."""
+
+    def state(self, service: str) -> ServiceState | None:
+        """What runs; None if the service was never deployed."""
+
+    def services(self) -> list[str]:
+        """Identifiers of the services that the target knows, sorted."""
 
 
 def _texts(values: Any) -> bool:

@@ -1,7 +1,7 @@
 """Deploys services as processes of this machine.
 
-`<deployments>/<service>/` holds one folder for each revision, with its artefact and log, and `current.json`,
-which names the revision that is live. Every process is registered as `<deployments>/<service>+<revision>.json`
+`<deployments>/<service>/` holds one folder for each revision, with its artefact, spec and logs, and `current.json`,
+which names the processes that are live. Every process is registered as `<deployments>/<service>+<revision>+<pid>.json`
 from its start to its end, so that whoever removes the stack finds those of interrupted deployments too.
 
 A version goes live only once it is healthy; until then, and if it never is, the one before keeps running.
@@ -26,7 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from port_webhook_handlers.bundled.deploy.artefact import unpack
-from port_webhook_handlers.bundled.deploy.deployer import Deployment, DeploymentError, Report, ServiceSpec
+from port_webhook_handlers.bundled.deploy.deployer import (
+    Deployment,
+    DeploymentError,
+    Report,
+    ServiceSpec,
+    ServiceState,
+)
 from port_webhook_handlers.process import ProcessIdentity, spawn_detached, tail
 from port_webhook_handlers.runtime.files import write_private
 
@@ -67,87 +73,164 @@ class LocalDeployer:
     Args:
         deployments: folder that holds one folder for each service.
         project: folder that relative paths of artefacts start from.
+        settings: hold the map `services`, one `ServiceSpec` each.
     """
 
-    def __init__(self, deployments: Path, project: Path) -> None:
+    def __init__(self, deployments: Path, project: Path, settings: Mapping[str, Any]) -> None:
         self._deployments = deployments
         self._project = project
+        self._settings = settings
 
-    def deploy(
-        self, service: str, version: str, spec: ServiceSpec, *, report: Report, timeout_seconds: float
-    ) -> Deployment:
+    def deploy(self, service: str, version: str, *, report: Report, timeout_seconds: float) -> Deployment:
         """See `Deployer.deploy`."""
+        spec = ServiceSpec.of(self._settings, service)
+        with self._alone(service, timeout_seconds) as (home, deadline):
+            before = members(home)
+            # Unlike a folder's name it also becomes part of an entity's identifier, which has no %.
+            revision = f"{re.sub(r'[^A-Za-z0-9.-]', '_', version)[:60]}-{secrets.token_hex(4)}"
+            folder = home / revision
+            try:
+                source = self._project / spec.artefact.replace("{version}", version)
+                unpack(source, folder / "artefact")
+                report(f"took {source.name}")
+                write_private(folder / "spec.json", json.dumps(asdict(spec)).encode())
+                live = _launch_all(folder, version, spec, max(1, len(before)), report, deadline)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            _record(home, live)
+            if before and _end_all(home, before):
+                report(f"stopped version {before[0].version}")
+            _prune(home, {revision, before[0].revision if before else ""})
+        return Deployment(
+            url=_url(live[0]),
+            version=version,
+            revision=revision,
+            replaced=before[0].revision if before else None,
+        )
+
+    def scale(self, service: str, replicas: int, *, report: Report, timeout_seconds: float) -> ServiceState:
+        """See `Deployer.scale`; on this machine at least one copy runs, each on a port of its own."""
+        if replicas < 1:
+            raise DeploymentError("on target local at least one copy of a service runs; ask for 1 or more")
+        with self._alone(service, timeout_seconds) as (home, deadline):
+            live = _required(home, service)
+            spec = _spec_of(home, live[0])
+            kept, rest = live[:replicas], live[replicas:]
+            more = replicas - len(kept)
+            folder = home / live[0].revision
+            kept += _launch_all(folder, live[0].version, spec, more, report, deadline) if more else []
+            _record(home, kept)
+            if rest:
+                _end_all(home, rest)
+                report(f"stopped {len(rest)} of {len(live)} copies")
+        return _state(kept, spec)
+
+    def restart(self, service: str, *, report: Report, timeout_seconds: float) -> ServiceState:
+        """See `Deployer.restart`; the new copies are healthy before the old ones end."""
+        with self._alone(service, timeout_seconds) as (home, deadline):
+            before = _required(home, service)
+            spec = _spec_of(home, before[0])
+            folder = home / before[0].revision
+            live = _launch_all(folder, before[0].version, spec, len(before), report, deadline)
+            _record(home, live)
+            _end_all(home, before)
+            report(f"stopped {len(before)} former {'copy' if len(before) == 1 else 'copies'}")
+        return _state(live, spec)
+
+    def state(self, service: str) -> ServiceState | None:
+        """See `Deployer.state`."""
+        home = self._deployments / folder_name(service)
+        live = members(home)
+        return _state(live, _spec_of(home, live[0])) if live else None
+
+    def services(self) -> list[str]:
+        """See `Deployer.services`."""
+        services = self._settings.get("services")
+        return sorted(map(str, services)) if isinstance(services, Mapping) else []
+
+    @contextlib.contextmanager
+    def _alone(self, service: str, timeout_seconds: float) -> Iterator[tuple[Path, float]]:
+        """The service's folder and the deadline, while nobody else changes the service."""
         deadline = time.monotonic() + timeout_seconds
         home = self._deployments / folder_name(service)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _exclusive(home / "lock", service, deadline):
-            before = current(home)
-            self._end_strays(home, before)
-            # Unlike a folder's name it also becomes part of an entity's identifier, which has no %.
-            revision = f"{re.sub(r'[^A-Za-z0-9.-]', '_', version)[:60]}-{secrets.token_hex(4)}"
-            try:
-                live = self._start(home / revision, version, spec, report, deadline)
-            except BaseException:
-                _end(_registration(home, revision))
-                shutil.rmtree(home / revision, ignore_errors=True)
-                raise
-            _write(home / "current.json", live)
-            if before is not None:
-                if before.process.terminate(_STOP_SECONDS):
-                    report(f"stopped version {before.version}")
-                _registration(home, before.revision).unlink(missing_ok=True)
-            _prune(home, {revision, before.revision if before else ""})
-        return Deployment(
-            url=f"http://{_HOST}:{live.port}",
-            version=version,
-            revision=revision,
-            replaced=before.revision if before else None,
+            _end_strays(home)
+            yield home, deadline
+
+
+def _launch_all(
+    folder: Path, version: str, spec: ServiceSpec, count: int, report: Report, deadline: float
+) -> list[Live]:
+    """Starts copies of a revision one after the other; none is left if one does not get healthy."""
+    started: list[Live] = []
+    try:
+        for _ in range(count):
+            _launch(folder, version, spec, started, report, deadline)
+    except BaseException:
+        _end_all(folder.parent, started)
+        raise
+    return started
+
+
+def _launch(
+    folder: Path, version: str, spec: ServiceSpec, started: list[Live], report: Report, deadline: float
+) -> None:
+    artefact = folder / "artefact"
+    port = _free_port()
+    words = {
+        "{python}": sys.executable,
+        "{artefact}": str(artefact),
+        "{port}": str(port),
+        "{version}": version,
+    }
+    log_file = folder / f"process-{port}.log"
+    try:
+        process = spawn_detached(
+            [_fill(part, words) for part in spec.command],
+            log_file=log_file,
+            environment=os.environ
+            | {name: _fill(value, words) for name, value in spec.environment.items()}
+            | {"PORT": str(port), "VERSION": version},
+            working_directory=artefact,
         )
+    except ProcessLookupError:
+        raise DeploymentError(f"version {version} ended at once{_log_of(log_file)}") from None
+    except OSError as error:
+        raise DeploymentError(f"version {version} cannot be started: {error}") from error
+    live = Live(process.pid, process.start_time, version, port, folder.name)
+    started.append(live)
+    write_private(_registration(folder.parent, live), json.dumps(asdict(live)).encode())
+    report(f"started version {version} on port {port}")
+    _wait_until_healthy(live, spec, log_file, min(deadline, time.monotonic() + spec.start_seconds))
+    report(f"version {version} is healthy")
 
-    def _start(self, folder: Path, version: str, spec: ServiceSpec, report: Report, deadline: float) -> Live:
-        artefact = folder / "artefact"
-        source = self._project / spec.artefact.replace("{version}", version)
-        unpack(source, artefact)
-        report(f"took {source.name}")
-        port = _free_port()
-        words = {
-            "{python}": sys.executable,
-            "{artefact}": str(artefact),
-            "{port}": str(port),
-            "{version}": version,
-        }
-        log_file = folder / "process.log"
-        try:
-            process = spawn_detached(
-                [_fill(part, words) for part in spec.command],
-                log_file=log_file,
-                environment=os.environ
-                | {name: _fill(value, words) for name, value in spec.environment.items()}
-                | {"PORT": str(port), "VERSION": version},
-                working_directory=artefact,
-            )
-        except ProcessLookupError:
-            raise DeploymentError(f"version {version} ended at once{_log_of(log_file)}") from None
-        except OSError as error:
-            raise DeploymentError(f"version {version} cannot be started: {error}") from error
-        live = Live(process.pid, process.start_time, version, port, folder.name)
-        _write(_registration(folder.parent, folder.name), live)
-        report(f"started version {version} on port {port}")
-        _wait_until_healthy(live, spec, log_file, min(deadline, time.monotonic() + spec.start_seconds))
-        report(f"version {version} is healthy")
-        return live
 
-    def _end_strays(self, home: Path, live: Live | None) -> None:
-        """Ends what deployments left running that were killed before they could decide."""
-        kept = _registration(home, live.revision) if live is not None else None
-        for file in self._deployments.glob(f"{home.name}+*.json"):
-            if file != kept:
-                _end(file)
+def _end_strays(home: Path) -> None:
+    """Ends what was started by those who were killed before they could decide."""
+    kept = members(home)
+    for file in home.parent.glob(f"{home.name}+*.json"):
+        live = _read(file)
+        if live in kept:
+            continue
+        if live is not None:
+            live.process.terminate(_STOP_SECONDS)
+        file.unlink(missing_ok=True)
+
+
+def members(home: Path) -> list[Live]:
+    """The processes that `current.json` in a service's folder names; none if there is no such file."""
+    try:
+        values = json.loads((home / "current.json").read_bytes())
+        return [_parse(values), *map(_parse, values.get("others", ()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def current(home: Path) -> Live | None:
-    """The revision that `current.json` in a service's folder names; None if there is none."""
-    return _read(home / "current.json")
+    """The first process that is live; None if the service is not deployed."""
+    return next(iter(members(home)), None)
 
 
 def folder_name(service: str) -> str:
@@ -159,34 +242,69 @@ def folder_name(service: str) -> str:
     return name if len(name) <= 100 else f"{name[:60]}%{sha256(service.encode()).hexdigest()[:32]}"
 
 
-def _registration(home: Path, revision: str) -> Path:
+def _registration(home: Path, live: Live) -> Path:
     # A service's folder has no + in its name.
-    return home.with_name(f"{home.name}+{revision}.json")
+    return home.with_name(f"{home.name}+{live.revision}+{live.pid}.json")
 
 
-def _write(file: Path, live: Live) -> None:
-    write_private(file, json.dumps(asdict(live)).encode())
+def _record(home: Path, live: list[Live]) -> None:
+    content = {**asdict(live[0]), "others": [asdict(other) for other in live[1:]]}
+    write_private(home / "current.json", json.dumps(content).encode())
 
 
-def _end(registration: Path) -> None:
-    live = _read(registration)
-    if live is not None:
-        live.process.terminate(_STOP_SECONDS)
-    registration.unlink(missing_ok=True)
+def _required(home: Path, service: str) -> list[Live]:
+    if live := members(home):
+        return live
+    raise DeploymentError(f"{service} is not deployed here; deploy a version first")
+
+
+def _end_all(home: Path, lives: list[Live]) -> bool:
+    ended = [live.process.terminate(_STOP_SECONDS) for live in lives]
+    for live in lives:
+        _registration(home, live).unlink(missing_ok=True)
+    return any(ended)
+
+
+def _spec_of(home: Path, live: Live) -> ServiceSpec:
+    """How the revision that is live was started: what the settings say now is for the next one."""
+    try:
+        values = json.loads((home / live.revision / "spec.json").read_bytes())
+        return ServiceSpec(**{**values, "command": tuple(values["command"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeploymentError(
+            f"how version {live.version} was started is not known any more; deploy it again"
+        ) from error
+
+
+def _state(lives: list[Live], spec: ServiceSpec) -> ServiceState:
+    healthy = [
+        live
+        for live in lives
+        if live.process.is_alive() and (spec.health is None or _ask(live.port, spec.health).startswith("2"))
+    ]
+    first = lives[0]
+    return ServiceState(first.version, first.revision, len(lives), len(healthy), _url(first))
+
+
+def _url(live: Live) -> str:
+    return f"http://{_HOST}:{live.port}"
 
 
 def _read(file: Path) -> Live | None:
     try:
-        values: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return Live(
-            int(values["pid"]),
-            float(values["start_time"]),
-            str(values["version"]),
-            int(values["port"]),
-            str(values["revision"]),
-        )
+        return _parse(json.loads(file.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _parse(values: Mapping[str, Any]) -> Live:
+    return Live(
+        int(values["pid"]),
+        float(values["start_time"]),
+        str(values["version"]),
+        int(values["port"]),
+        str(values["revision"]),
+    )
 
 
 def _fill(text: str, words: Mapping[str, str]) -> str:
@@ -252,7 +370,7 @@ def _exclusive(lock: Path, service: str, deadline: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise DeploymentError(f"another deployment of {service} is still running") from None
+                    raise DeploymentError(f"another run is still changing {service}") from None
                 time.sleep(_POLL_SECONDS)
         yield
     finally:
