@@ -175,9 +175,11 @@ def test_a_busy_route_does_not_keep_others_waiting(tmp_path: Path, port: FakePor
         for number in range(200):
             b.dispatcher.accepted(f"r_{number}", "work")
         await b.accept("sealed", "r_other")
+        # On a busy machine many have been executed by now.
+        before = len(b.pool.requests)
         await ended(port, "r_other")
         position = [request["run"]["id"] for request in b.pool.requests].index("r_other")
-        assert position < 100
+        assert position - before < 20
         await b.outbox.flush(20)
 
     run(tmp_path, port, scenario)
