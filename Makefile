@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Most tests wait for processes and not for the processor.
 JOBS ?= 3
 .DEFAULT_GOAL := help
-.PHONY: help up down status base dev tools test test-kubernetes test-agent bench fuzz mutate soak lint format lock
+.PHONY: help up down status base dev tools test test-aws test-kubernetes test-agent bench fuzz mutate soak lint format lock
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,6 +26,9 @@ test: dev lint ## Run every test; what is skipped is printed with its reason.
 
 tools: ## Build the Kubernetes control plane of the tests, once per user (20 to 30 minutes).
 	@$(PYTHON) tools/kubernetes/build.py
+
+test-aws: dev ## Test target aws: rules over its resources, and the archive under the real runtime client.
+	@$(BIN)/pytest tests/component/aws tests/unit/aws tests/aws
 
 test-kubernetes: dev ## Test target kubernetes; on a real control plane where `make tools` has built one.
 	@$(BIN)/pytest tests/component/kubernetes tests/unit/kubernetes tests/kubernetes
