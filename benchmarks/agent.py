@@ -37,6 +37,7 @@ SECRET = "organisation-secret-0123456789-0123456789"
 LATENCY_SECONDS = 0.020
 CONCURRENCY = 32
 STEADY_PER_SECOND = 20
+API_ANSWER = b'{"ok":true,"accessToken":"t","expiresIn":10800,"tokenType":"Bearer"}'
 
 
 # The stub: API of Port and destination in one
@@ -51,6 +52,7 @@ class Stub:
         self.arrivals: dict[str, float] = {}
         self.count = 0
         self.first = self.last = 0.0
+        self.held: list[Connection] | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -80,8 +82,10 @@ class Connection(asyncio.Protocol):
         stub, path, self._path = self._stub, self._path, b""
         if path.startswith(b"/v1/"):
             stub.calls += 1
-            body = b'{"ok":true,"accessToken":"t","expiresIn":10800,"tokenType":"Bearer"}'
-            self._answer(body)
+            if stub.held is not None:
+                stub.held.append(self)
+            else:
+                self._answer(API_ANSWER)
         elif path == b"/_stub":
             found = {
                 "calls": stub.calls,
@@ -90,6 +94,14 @@ class Connection(asyncio.Protocol):
                 "arrivals": stub.arrivals,
             }
             self._answer(json.dumps(found).encode())
+        elif path == b"/_hold":
+            stub.held = []
+            self._answer(b"{}")
+        elif path == b"/_release":
+            held, stub.held = stub.held or [], None
+            for connection in held:
+                connection._answer(API_ANSWER)
+            self._answer(b"{}")
         elif path == b"/_reset":
             stub.calls, stub.count, stub.arrivals, stub.first = 0, 0, {}, 0.0
             self._answer(b"{}")
@@ -323,6 +335,8 @@ def direct(topic: Any, folder: Path, api: str, count: int) -> float:
             found = [line for line in text.splitlines() if 'messages_total{outcome="delivered"}' in line]
             return int(float(found[0].rpartition(" ")[2])) if found else 0
 
+        # Reports wait for the end of the clock, as long as Port does not answer.
+        ask(api, "/_hold")
         seen, first, at = 0, 0, 0.0
         while seen < count:
             seen, now = delivered(), time.perf_counter()
@@ -331,6 +345,7 @@ def direct(topic: Any, folder: Path, api: str, count: int) -> float:
             time.sleep(0.02)
         return (count - first) / (now - at)
     finally:
+        ask(api, "/_release")
         control.stop(folder / "listener")
 
 

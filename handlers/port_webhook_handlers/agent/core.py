@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, runtime_checkable
 
 from port_webhook_handlers.agent.config import AgentLimits
 from port_webhook_handlers.agent.messages import Lease, Message
@@ -19,6 +19,7 @@ from port_webhook_handlers.agent.reports import Outcome, Reporter, delay
 from port_webhook_handlers.runtime.logs import Log
 
 _LOOK_SECONDS: Final = 0.25
+_DELIVERED: Final = Outcome("delivered")
 
 
 class RetryLaterError(Exception):
@@ -46,6 +47,14 @@ class Sink(Protocol):
         Raises:
             RetryLaterError: it may go better later.
         """
+
+
+@runtime_checkable
+class BulkSink(Sink, Protocol):
+    """A sink that can do the ordinary for many messages at once."""
+
+    async def deliver_many(self, messages: Sequence[Message]) -> list[bool]:
+        """For each message whether it is delivered now; the others go through `deliver`. Does not raise."""
 
 
 class Agent:
@@ -89,6 +98,55 @@ class Agent:
         task = asyncio.get_running_loop().create_task(self._work(message))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def submit_many(self, messages: Sequence[Message]) -> None:
+        """Takes messages; returns at once."""
+        sink = self._sink
+        bulk: dict[str, Message] = {}
+        if isinstance(sink, BulkSink) and not self._draining.is_set():
+            for message in messages:
+                if (
+                    message.refusal is None
+                    and message.key not in self._keys
+                    and isinstance(message.body, dict)
+                ):
+                    bulk.setdefault(message.key, message)
+        if len(bulk) > 1 and isinstance(sink, BulkSink):
+            chosen = list(bulk.values())
+            for message in chosen:
+                self.in_flight += 1
+                self._keys[message.key] = deque()
+                message.lease.busy += 1
+            task = asyncio.get_running_loop().create_task(self._work_many(sink, chosen))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            bulk = {}
+        for message in messages:
+            if bulk.get(message.key) is not message:
+                self.submit(message)
+
+    async def _work_many(self, sink: BulkSink, messages: Sequence[Message]) -> None:
+        taken = [False] * len(messages)
+        try:
+            taken = await sink.deliver_many(messages)
+        except Exception as error:  # noqa: BLE001
+            # One by one it is seen which of them has a problem.
+            self._log.error("bulk delivery failed", error)
+        finally:
+            for message, done in zip(messages, taken, strict=True):
+                message.lease.busy -= 1
+                self.in_flight -= 1
+                waiting = self._keys.pop(message.key)
+                if done:
+                    self._settle(message, _DELIVERED)
+                else:
+                    waiting.appendleft(message)
+                for following in waiting:
+                    # What `submit` counted for it is counted again there.
+                    self.in_flight -= following is not message
+                    self.submit(following)
+            self.on_room()
 
     async def drain(self, seconds: float) -> bool:
         """Starts nothing more and lets attempts under way end; what is left stays unacknowledged.

@@ -42,15 +42,49 @@ class Lease:
     busy: int = 0
 
 
-@dataclass(frozen=True, slots=True)
 class Invocation:
-    """The invocation method of a message, evaluated."""
+    """The invocation method of a message, evaluated; read when it is asked for, since not every sink does.
 
-    url: str | None
-    method: str
-    headers: Mapping[str, str]
-    synchronized: bool
-    type: str = "WEBHOOK"
+    Args:
+        method: Port's document.
+        headers: those to send, if they stand elsewhere.
+    """
+
+    __slots__ = ("_headers", "_method")
+
+    def __init__(self, method: Mapping[str, Any], headers: object = None) -> None:
+        self._method = method
+        self._headers = headers
+
+    @property
+    def url(self) -> str | None:
+        """Where to."""
+        return _text(self._method.get("url"))
+
+    @property
+    def method(self) -> str:
+        """In capitals; POST unless it says otherwise."""
+        return (_text(self._method.get("method")) or "POST").upper()
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether the answer is the result."""
+        return self._method.get("synchronized") is True
+
+    @property
+    def type(self) -> str:
+        """Port's name of the kind."""
+        return _text(self._method.get("type")) or "WEBHOOK"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of the definition, as text."""
+        headers = self._headers or self._method.get("headers")
+        return {
+            str(name): value if isinstance(value, str) else json.dumps(value)
+            for name, value in (headers if isinstance(headers, dict) else {}).items()
+            if value is not None
+        }
 
 
 def _nothing() -> None:
@@ -163,7 +197,7 @@ def from_topic(
         run_id,
         legacy or named,
         f"run {run_id}",
-        _invocation(method, headers or method.get("headers")),
+        Invocation(method, headers),
         body,
         document,
         named or legacy,
@@ -186,7 +220,7 @@ def from_change_log(name: str, value: bytes | None) -> Message:
     context = document.get("context")
     context = context if isinstance(context, dict) else {}
     key = f"entity {context.get('blueprint')} {context.get('entity')}"
-    return Message(name, None, None, key, _invocation(destination, None), document, document)
+    return Message(name, None, None, key, Invocation(destination), document, document)
 
 
 def from_run(run: Mapping[str, Any]) -> Message:
@@ -204,7 +238,7 @@ def from_run(run: Mapping[str, Any]) -> Message:
     action = run.get("action")
     action = action.get("identifier") if isinstance(action, dict) else action
     document = _official_document(run_id, payload, body if isinstance(body, dict) else {})
-    invocation = _invocation(payload, payload.get("headers"))
+    invocation = Invocation(payload)
     action = _text(action) or _text(document.get("action")) or _named(document)
     route = _named(document) or _text(document.get("action")) or action
     return Message(run_id, run_id, action, f"run {run_id}", invocation, body, document, route)
@@ -223,7 +257,7 @@ def from_node_run(run: Mapping[str, Any]) -> Message:
     payload = payload if isinstance(payload, dict) else {}
     document = _official_document(run_id, payload, {})
     document["context"]["nodeConfig"] = run.get("config", payload)
-    invocation = _invocation(payload, payload.get("headers"))
+    invocation = Invocation(payload)
     return Message(run_id, run_id, None, f"run {run_id}", invocation, payload.get("body", {}), document)
 
 
@@ -251,22 +285,6 @@ def _parsed(value: bytes | None) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise PoisonError("the message is not a JSON object")
     return document
-
-
-def _invocation(method: Mapping[str, Any], headers: object) -> Invocation:
-    url = method.get("url")
-    verb = method.get("method")
-    return Invocation(
-        url=url if isinstance(url, str) else None,
-        method=verb.upper() if isinstance(verb, str) and verb else "POST",
-        headers={
-            str(name): value if isinstance(value, str) else json.dumps(value)
-            for name, value in (headers if isinstance(headers, dict) else {}).items()
-            if value is not None
-        },
-        synchronized=method.get("synchronized") is True,
-        type=str(method.get("type") or "WEBHOOK"),
-    )
 
 
 def _run_id(document: Mapping[str, Any]) -> str | None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
@@ -257,6 +257,48 @@ class Receiver:
         _check_action(body, route.action, required=route.run_id_path == ENVELOPE_RUN_ID)
         invocation = Invocation(route, _run_id(body, route.run_id_path), body, raw)
         return await self._claim(invocation, comes_again=True)
+
+    async def take_many(
+        self,
+        messages: Sequence[tuple[str, dict[str, Any], bytes]],
+        claim_many: Callable[[Sequence[tuple[str, str, bytes, bytes]]], Awaitable[list[bool]]],
+    ) -> list[bool]:
+        """As `take` for many, where nothing out of the ordinary happens.
+
+        Args:
+            messages: route, body and its bytes, of each.
+            claim_many: the ledger's.
+
+        Returns:
+            for each whether it is claimed now; any other must go through `take`.
+        """
+        claims: list[tuple[str, str, bytes, bytes]] = []
+        places: list[int] = []
+        for place, (name, body, raw) in enumerate(messages):
+            route = self._routes.get(name)
+            if route is None or route.mode != "async" or len(raw) > self._limits.max_body_bytes:
+                continue
+            try:
+                _check_action(body, route.action, required=route.run_id_path == ENVELOPE_RUN_ID)
+                invocation = Invocation(route, _run_id(body, route.run_id_path), body, raw)
+                if self._refusal(invocation) is not None:
+                    continue
+            except RefusedError:
+                continue
+            claims.append((invocation.run_id, route.name, _hash(body), raw))
+            places.append(place)
+        taken = [False] * len(messages)
+        if claims:
+            try:
+                found = await claim_many(claims)
+            except LedgerError as error:
+                self._log("not stored", count=len(claims), error=str(error))
+                return taken
+            for place, claim, new in zip(places, claims, found, strict=True):
+                if new:
+                    taken[place] = True
+                    self._executor.accepted(claim[0], claim[1])
+        return taken
 
     def is_synchronous(self, name: str) -> bool:
         """Whether a route's answer is its result."""

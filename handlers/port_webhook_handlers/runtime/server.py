@@ -39,6 +39,7 @@ from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFile, S
 
 if TYPE_CHECKING:
     from port_webhook_handlers.agent.service import AgentService
+    from port_webhook_handlers.runtime.ledger import Ledger
     from port_webhook_handlers.runtime.receiver import Receiver
 
 _FLUSH_SECONDS: Final = 10.0
@@ -126,7 +127,9 @@ class Server:
                 self.metrics,
             )
             self.agent = (
-                None if config.agent is None else _agent(config, manifest, secrets, self.receiver, self._log)
+                None
+                if config.agent is None
+                else _agent(config, manifest, secrets, self.receiver, self.ledger, self._log)
             )
             self.ledger.open()
             await self.ledger.waiting()
@@ -197,6 +200,7 @@ def _agent(
     manifest: manifests.Manifest,
     secrets: LiveSecrets,
     receiver: Receiver,
+    ledger: Ledger,
     log: Log,
 ) -> AgentService:
     from port_webhook_handlers.agent import config as agents
@@ -214,7 +218,7 @@ def _agent(
             else str(config.port_endpoint_file),
         }
     )
-    return AgentService(found, secrets, log, DirectSink(receiver), serves_health=False)
+    return AgentService(found, secrets, log, DirectSink(receiver, ledger), serves_health=False)
 
 
 def _check_secrets(manifest: manifests.Manifest, content: StoredSecrets) -> None:

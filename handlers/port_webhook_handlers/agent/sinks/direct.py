@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from port_webhook_handlers.agent.core import RetryLaterError
@@ -12,6 +13,7 @@ from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.runtime.receiver import RefusedError
 
 if TYPE_CHECKING:
+    from port_webhook_handlers.runtime.ledger import Ledger
     from port_webhook_handlers.runtime.receiver import Receiver
 
 
@@ -22,11 +24,25 @@ class DirectSink:
     synchronous one is reported by the agent, because its answer has no other way to Port.
 
     Args:
-        receiver: the listener's.
+        receiver, ledger: the listener's.
     """
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, ledger: Ledger) -> None:
         self._receiver = receiver
+        self._ledger = ledger
+
+    async def deliver_many(self, messages: Sequence[Message]) -> list[bool]:
+        """Claims what is new and in order, all at once; see `core.Sink`."""
+        receiver = self._receiver
+        if receiver.stopping or receiver.overloaded:
+            return [False] * len(messages)
+        return await receiver.take_many(
+            [
+                (message.route or "", message.body, message.raw or compact(message.body).encode())
+                for message in messages
+            ],
+            self._ledger.claim_many,
+        )
 
     async def deliver(self, message: Message) -> Outcome:
         """One attempt; see `core.Sink`."""

@@ -29,7 +29,7 @@ from port_webhook_handlers.agent.watermark import Watermark
 from port_webhook_handlers.runtime.logs import Log
 
 _POLL_SECONDS: Final = 0.1
-_BATCH: Final = 64
+_BATCH: Final = 128
 _COMMIT_SECONDS: Final = 0.25
 _LAG_SECONDS: Final = 1.0
 _REVOKE_SECONDS: Final = 5.0
@@ -377,6 +377,7 @@ class KafkaSource:
 
     def _take(self, batch: Sequence[tuple[Watermark, str, int, int, bytes | None]]) -> None:
         secrets, now = self._secrets(), time.time()
+        messages: list[Message] = []
         for watermark, topic, partition, offset, value in batch:
             name = f"{topic}/{partition}/{offset}"
             try:
@@ -393,7 +394,8 @@ class KafkaSource:
                 continue
             message.lease = watermark.lease
             message.acknowledge = message.release = functools.partial(watermark.settle, offset)
-            self._agent.submit(message)
+            messages.append(message)
+        self._agent.submit_many(messages)
 
     def _read_message(
         self, name: str, topic: str, value: bytes | None, secrets: Sequence[bytes], now: float
