@@ -1,11 +1,14 @@
 """Tells a Slack channel when a service stops passing its checks: two definitions, no handler.
 
+The modules `slack`, `teams` and `mail` beside it hold handlers, for messages whose address must not be in Port.
+
 An automation watches the services and runs the action `slack_notify` through Port's own API; the action posts to
 an incoming webhook of Slack, whose address is a secret of Port.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from port_webhook_handlers.port import (
@@ -41,23 +44,34 @@ SLACK_NOTIFY = Action(
 )
 
 
-def on_service_failure(*, run_as: str | None = None) -> Automation:
-    """The automation that runs `slack_notify` when a service's `passed` goes from `Passed` to `Not passed`.
+_TITLES = {SLACK_NOTIFY.identifier: "Notify Slack"}
+
+
+def on_service_failure(
+    *,
+    run_as: str | None = None,
+    action: str = SLACK_NOTIFY.identifier,
+    inputs: Mapping[str, Any] | None = None,
+) -> Automation:
+    """The automation that runs an action when a service's `passed` goes from `Passed` to `Not passed`.
 
     Args:
+        action: identifier of the action, such as `notify_by_mail`; it gets the input `message`.
+        inputs: its other inputs.
         run_as: e-mail of the user in whose name the action runs; the organisation's credentials if None.
     """
     return Automation(
-        "slack_notify_on_service_failure",
-        title="Notify Slack when a service fails",
-        icon="Slack",
+        f"{action}_on_service_failure",
+        title=f"{_TITLES.get(action, action)} when a service fails",
+        icon="Slack" if action == SLACK_NOTIFY.identifier else "Alert",
         trigger=entity_updated("service").when(
             '.diff.before.properties.passed == "Passed"', '.diff.after.properties.passed == "Not passed"'
         ),
         invocation_method=port_api.run_action(
-            SLACK_NOTIFY.identifier,
+            action,
             properties={
-                "message": "Service {{ .event.diff.after.title }} has degraded from `Passed` to `Not passed`."
+                **(inputs or {}),
+                "message": "Service {{ .event.diff.after.title }} has degraded from `Passed` to `Not passed`.",
             },
             run_as=run_as,
         ),
