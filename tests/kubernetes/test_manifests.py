@@ -255,6 +255,33 @@ def test_the_dispatcher_may_create_nothing_but_the_jobs_that_were_deployed(
     assert (answer.status_code, message in answer.text) == (422, True), answer.text
 
 
+def test_the_dispatcher_may_only_take_a_pods_gate_away(plane: ControlPlane, applied: Applied) -> None:
+    found = applied[0]
+    template = job(found, "work")["spec"]["template"]
+    metadata = {**template["metadata"], "name": "gated", "namespace": found.runs_namespace}
+    pods = f"/api/v1/namespaces/{found.runs_namespace}/pods"
+    plane.request(
+        "POST", pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    )
+    ungate = {"spec": {"schedulingGates": None}}
+    image = [{"name": "run", "image": f"evil@sha256:{'c' * 64}"}]
+    with plane.account(found.namespace, access.DISPATCHER) as session:
+        for kind, body, status in (
+            ("strategic-merge", {"spec": {**ungate["spec"], "containers": image}}, 422),
+            ("strategic-merge", {"metadata": {"labels": {"a": "b"}}, **ungate}, 422),
+            ("merge", {"metadata": {"annotations": {"a": "b"}}}, 422),
+            ("merge", ungate, 200),
+        ):
+            answer = session.patch(
+                f"{plane.url}{pods}/gated",
+                json=body,
+                headers={"Content-Type": f"application/{kind}-patch+json"},
+                timeout=10,
+            )
+            assert answer.status_code == status, answer.text
+    plane.request("DELETE", f"{pods}/gated", {"gracePeriodSeconds": 0})
+
+
 def test_not_even_an_administrator_creates_jobs_there_by_accident(
     plane: ControlPlane, applied: Applied
 ) -> None:

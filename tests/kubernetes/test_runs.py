@@ -125,6 +125,27 @@ def test_a_listener_leaves_without_losing_a_request(stack: Stack) -> None:
     assert pod.process.wait(30) == 0
     for run_id in runs:
         assert stack.port.finished(run_id, WAIT)["status"] == "SUCCESS"
-    eventually(lambda: len(stack.pods("listener")) == before, WAIT)
+    eventually(lambda: pod.restarts == 1 and len(stack.pods("listener")) == before, WAIT)
     for route in stack.plan.routes:
         stack.define(route)
+
+
+def test_what_port_has_not_taken_outlives_the_dispatcher(stack: Stack) -> None:
+    run_id = stack.port.execute("work")
+    prefix = f"/v1/actions/runs/{run_id}"
+    stack.port.admin("PUT", "/faults", {"api": [{"prefix": prefix, "status": 503}]})
+    try:
+        name = names.run_name(run_id)
+        state = f"{names.STATE_LABEL}=ended"
+        eventually(
+            lambda: name in {s["metadata"]["name"] for s in stack.secrets(state)}, WAIT, "does not end"
+        )
+        dispatcher = stack.pods("dispatcher")[0]
+        restarts = dispatcher.restarts
+        stack.kubelet.kill(dispatcher)
+        eventually(lambda: dispatcher.restarts > restarts and stack.pods("dispatcher"), WAIT)
+    finally:
+        stack.port.admin("DELETE", "/faults")
+    assert stack.port.finished(run_id, WAIT)["status"] == "SUCCESS"
+    assert stack.port.logs(run_id)[-2:] == ["working", "worked"]
+    assert stack.kubelet.starts[name] == 1

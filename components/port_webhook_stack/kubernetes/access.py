@@ -46,7 +46,7 @@ def roles(plan: Plan) -> list[Manifest]:
             "resources": ["jobs"],
             "verbs": ["create", "get", "list", "watch", "delete"],
         },
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch"]},
         {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
     ]
     lease: list[Manifest] = [
@@ -68,19 +68,12 @@ def roles(plan: Plan) -> list[Manifest]:
 
 def admission_policies(plan: Plan) -> list[Manifest]:
     """What Roles cannot say: how a run's Secret and a run's Job must look."""
+    from_dispatcher = [("from-dispatcher", f"request.userInfo.username == {_user(plan, DISPATCHER)}")]
     return [
         *_policy(plan, "jobs", _job_rules(plan), ["batch"], ["jobs"], ["CREATE"], _job_variables(plan), ()),
         *_policy(plan, "secrets", _SECRET_RULES, [""], ["secrets"], ["CREATE"], (), [_from_listeners(plan)]),
-        *_policy(
-            plan,
-            "claims",
-            _CLAIM_RULES,
-            [""],
-            ["secrets"],
-            ["UPDATE", "DELETE"],
-            (),
-            [("from-dispatcher", f"request.userInfo.username == {_user(plan, DISPATCHER)}")],
-        ),
+        *_policy(plan, "claims", _CLAIM_RULES, [""], ["secrets"], ["UPDATE", "DELETE"], (), from_dispatcher),
+        *_policy(plan, "pods", _POD_RULES, [""], ["pods"], ["UPDATE"], (), from_dispatcher),
     ]
 
 
@@ -102,6 +95,16 @@ _SECRET_RULES = (
 )
 _CLAIM_RULES = (
     (f"oldObject.type == '{names.RUN_TYPE}'", "the dispatcher may only change and delete Secrets of runs"),
+)
+
+
+_POD_RULES = (
+    (
+        "object.metadata.labels == oldObject.metadata.labels"
+        " && object.spec.containers.map(c, c.image) == oldObject.spec.containers.map(c, c.image)"
+        " && !has(object.spec.schedulingGates)",
+        "the dispatcher may only take a run's Pod's gate away",
+    ),
 )
 
 

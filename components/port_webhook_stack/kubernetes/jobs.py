@@ -93,6 +93,8 @@ def template(plan: Plan, route: Route, config: str) -> Manifest:
     )
     # A Pod that ends is either retried by the Job controller, which counts, or not at all: never in place.
     spec["restartPolicy"] = "Never"
+    # The Job controller may make two Pods for one start; the dispatcher lets one of them go.
+    spec["schedulingGates"] = [{"name": names.START_GATE}]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -215,6 +215,7 @@ def test_a_job_starts_once_unless_its_handler_says_otherwise(plans: dict[str, Pl
         spec = template["spec"]
         assert spec["template"]["spec"]["restartPolicy"] == "Never"
         assert spec["ttlSecondsAfterFinished"] > 0
+        assert spec["template"]["spec"]["schedulingGates"] == [{"name": names.START_GATE}]
         assert spec["activeDeadlineSeconds"] > plans["everything"].routes[route].timeout_seconds
         assert spec["backoffLimit"] == (2 if route == "again" else 0)
     again = templates["again"]["spec"]["podFailurePolicy"]["rules"]

@@ -147,3 +147,38 @@ def test_a_run_survives_its_secret() -> None:
     assert (found.run_id, found.route, found.state, found.outcome) == ("r_1", "deploy", "", None)
     assert runs.parse({"metadata": {}, "data": {}}) is None
     assert runs.parse({**secret, "data": {names.RUN_FILE: "bm8="}}) is None
+
+
+def waiting(uid: str, phase: str = "Pending", gated: bool = True) -> dict[str, Any]:
+    gates = [{"name": names.START_GATE}] if gated else []
+    return {
+        "metadata": {"uid": uid, "name": uid},
+        "spec": {"schedulingGates": gates},
+        "status": {"phase": phase},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pods", "let", "starts", "again", "expected"),
+    [
+        # One of two that the Job controller made.
+        ([waiting("a"), waiting("b")], [], 1, False, "a"),
+        # Recorded, but the dispatcher ended before it took the gate away.
+        ([waiting("a"), waiting("b")], ["b"], 1, False, "b"),
+        # The recorded one runs, or has run: no second start.
+        ([waiting("a", "Running", False), waiting("b")], ["a"], 3, True, None),
+        ([waiting("a", "Failed", False), waiting("b")], ["a"], 1, False, None),
+        ([waiting("a", "Failed", False), waiting("b")], ["a"], 2, False, "b"),
+        # Nobody knows what the first one did.
+        ([waiting("b")], ["a"], 2, False, None),
+        ([waiting("b")], ["a"], 2, True, "b"),
+        ([waiting("b")], ["a"], 1, True, None),
+        ([], [], 1, False, None),
+        ([waiting("a", "Running", False)], [], 1, False, None),
+    ],
+)
+def test_one_pod_starts_at_a_time_and_no_oftener_than_allowed(
+    pods: list[dict[str, Any]], let: list[str], starts: int, again: bool, expected: str | None
+) -> None:
+    found = jobs.startable(pods, let, starts=starts, again=again)
+    assert (found and found["metadata"]["uid"]) == expected

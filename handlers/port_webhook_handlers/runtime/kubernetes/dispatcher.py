@@ -239,7 +239,7 @@ class Dispatcher:
         await self.outbox.scan()
         for run_id, number in list(self.reports.taken.items()):
             run = self._runs.get(names.run_name(run_id))
-            if run is not None and run.stored.state != stored.ENDED:
+            if run is not None:
                 with contextlib.suppress(ApiServerError):
                     await self._patch(run, annotations={names.REPORTED_ANNOTATION: str(number)})
             self.reports.taken.pop(run_id, None)
@@ -256,6 +256,11 @@ class Dispatcher:
             outcome = run.stored.failure or run.stored.outcome
             if outcome is None:
                 outcome = await self._execute(run)
+            elif run.stored.failure is None:
+                # What a former process had read but Port had not taken.
+                log = self._pod_logs(run)
+                log.finish()
+                await log.read()
             if run.stored.state != stored.ENDED:
                 text = json.dumps(outcome, separators=(",", ":"))
                 dead = {names.DEAD_LABEL: "true"} if run.dead else {}
@@ -330,29 +335,15 @@ class Dispatcher:
 
     async def _outcome(self, run: _Run) -> dict[str, Any]:
         """Waits for the end of a started run while its log is read."""
-        name, run_id = run.stored.name, run.stored.run_id
-
-        def report(number: int, kind: str, body: dict[str, Any]) -> None:
-            # What Port took before this process began is in the log again.
-            if number > run.stored.reported:
-                self.reports.add(run_id, number, kind, body)
-                self.outbox.wake(run_id)
-
-        log = PodLogs(
-            self._api,
-            self._pods_path,
-            lambda: self._pods_of(name),
-            report,
-            lambda: self.reports.note(run_id, "log lines: the Pod's log could not be read"),
-            self._log_threads,
-            self._log,
-        )
+        run_id = run.stored.run_id
+        log = self._pod_logs(run)
         run.log = log
         reading = asyncio.ensure_future(log.read())
         try:
             while True:
                 run.changed.clear()
                 try:
+                    await self._let_start(run)
                     outcome = await self._ended(run)
                 except ApiServerError as error:
                     self._log("run not looked at", run=run_id, error=str(error))
@@ -367,6 +358,56 @@ class Dispatcher:
             log.drop()
             reading.cancel()
         return outcome
+
+    async def _let_start(self, run: _Run) -> None:
+        """Takes the gate away from the one Pod that may execute the run now, after that is recorded."""
+        route = self._routes.get(run.stored.route)
+        if route is None:
+            return
+        let = run.stored.pods
+        pod = jobs.startable(
+            self._pods_of(run.stored.name),
+            let,
+            starts=stored.attempts(route),
+            again=route.on_interrupt == "retry",
+        )
+        if pod is None:
+            return
+        uid = pod["metadata"]["uid"]
+        if uid not in let:
+            secret = self._stored.get(run.stored.name)
+            if secret is None:
+                return
+            pods = (*let, uid)
+            # With the version that was read: should another dispatcher be at work, one of the two is refused.
+            await self._patch(
+                run,
+                annotations={names.PODS_ANNOTATION: ",".join(pods)},
+                version=secret["metadata"]["resourceVersion"],
+            )
+            run.stored = dataclasses.replace(run.stored, pods=pods)
+        path = f"{self._pods_path}/{pod['metadata']['name']}"
+        body = {"metadata": {"uid": uid}, "spec": {"schedulingGates": None}}
+        await self._call("PATCH", path, body, content_type=MERGE_PATCH)
+
+    def _pod_logs(self, run: _Run) -> PodLogs:
+        run_id = run.stored.run_id
+
+        def report(number: int, kind: str, body: dict[str, Any]) -> None:
+            # What Port took before this process began is in the log again.
+            if number > run.stored.reported:
+                self.reports.add(run_id, number, kind, body)
+                self.outbox.wake(run_id)
+
+        return PodLogs(
+            self._api,
+            self._pods_path,
+            lambda: self._pods_of(run.stored.name),
+            report,
+            lambda: self.reports.note(run_id, "log lines: the Pod's log could not be read"),
+            self._log_threads,
+            self._log,
+        )
 
     async def _ended(self, run: _Run) -> dict[str, Any] | None:
         """The terminal report of a run whose Job has ended or can never start; None while it goes on."""
@@ -440,8 +481,11 @@ class Dispatcher:
         state: str | None = None,
         annotations: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
+        version: str | None = None,
     ) -> None:
         metadata: dict[str, Any] = {"uid": run.stored.uid}
+        if version is not None:
+            metadata["resourceVersion"] = version
         if state is not None:
             metadata["labels"] = {names.STATE_LABEL: state, **(labels or {})}
         if annotations:

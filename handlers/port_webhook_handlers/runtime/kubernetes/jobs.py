@@ -115,6 +115,40 @@ def failure(job: Manifest | None, pods: Sequence[Manifest]) -> str:
     return f"The run's Job failed without a result ({reason or 'no reason given'}); what it did is unknown."
 
 
+def is_gated(pod: Manifest) -> bool:
+    """Whether a Pod still waits for the dispatcher."""
+    gates = pod["spec"].get("schedulingGates") or ()
+    return any(gate["name"] == names.START_GATE for gate in gates)
+
+
+def startable(pods: Sequence[Manifest], let: Sequence[str], *, starts: int, again: bool) -> Manifest | None:
+    """The Pod that may start now.
+
+    The Job controller may make two Pods where one was wanted (an answer of the API server was lost, its view is
+    old), so a Pod waits behind a gate until it is recorded as the one.
+
+    Args:
+        pods: the run's Pods, the oldest first.
+        let: uids of those that were recorded before, in order.
+        starts: how often the run may be started.
+        again: whether it may be started once more though nobody knows what became of an earlier start.
+    """
+    known = {pod["metadata"]["uid"]: pod for pod in pods}
+    for uid in let:
+        if uid in known and is_gated(known[uid]):
+            # It was recorded, but not yet let go.
+            return known[uid]
+    for uid in let:
+        if uid not in known:
+            if not again:
+                return None
+        elif known[uid].get("status", {}).get("phase") not in ("Succeeded", "Failed"):
+            return None
+    if len(let) >= starts:
+        return None
+    return next((pod for pod in pods if is_gated(pod) and not pod["metadata"].get("deletionTimestamp")), None)
+
+
 def stuck(job: Manifest, pods: Sequence[Manifest], now: float, seconds: float) -> str | None:
     """Why a Job that has not started for so long cannot, for people; None if it has, or may yet.
 

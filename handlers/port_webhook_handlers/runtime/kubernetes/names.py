@@ -18,6 +18,12 @@ GROUP_LABEL: Final = f"{PREFIX}/privilege-group"
 DEAD_LABEL: Final = f"{PREFIX}/dead-letter"
 """On runs that ended without a result of their handler."""
 
+PODS_ANNOTATION: Final = f"{PREFIX}/pods"
+"""On a run: the uids of the Pods that may execute it, one for each start."""
+
+START_GATE: Final = f"{PREFIX}/start"
+"""Scheduling gate of a run's Pods, which the dispatcher takes away."""
+
 OUTCOME_ANNOTATION: Final = f"{PREFIX}/outcome"
 REPORTED_ANNOTATION: Final = f"{PREFIX}/reported"
 

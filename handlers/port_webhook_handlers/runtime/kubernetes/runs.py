@@ -37,6 +37,7 @@ class StoredRun:
         failure: the report that ends a refused run.
         outcome: the terminal report, once known.
         reported: how many reports Port has taken.
+        pods: uids of the Pods that were let start.
         created_at: seconds since the epoch.
     """
 
@@ -49,6 +50,7 @@ class StoredRun:
     failure: dict[str, Any] | None
     outcome: dict[str, Any] | None
     reported: int
+    pods: tuple[str, ...]
     created_at: float
 
 
@@ -102,6 +104,7 @@ def parse(manifest: dict[str, Any]) -> StoredRun | None:
             failure=run.get("failure"),
             outcome=None if outcome is None else json.loads(outcome),
             reported=int(annotations.get(names.REPORTED_ANNOTATION, "0")),
+            pods=tuple(filter(None, annotations.get(names.PODS_ANNOTATION, "").split(","))),
             created_at=epoch(metadata["creationTimestamp"]),
         )
     except (KeyError, TypeError, ValueError):
