@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -569,3 +571,54 @@ def _die_at(
         listener.stack.gate.after = strike
     else:
         listener.stack.gate.before = strike
+
+
+def test_an_agent_hands_invocations_to_the_receiver_without_an_endpoint(own: Listener) -> None:
+    from port_webhook_handlers.agent.core import RetryLaterError
+    from port_webhook_handlers.agent.messages import Invocation, Message
+    from port_webhook_handlers.runtime.aws.agent import InvokeSink
+    from port_webhook_handlers.runtime.aws.api import AwsApi
+    from port_webhook_handlers.runtime.aws.sigv4 import Credentials
+    from port_webhook_handlers.runtime.secret_file import SigningSecret, StoredSecrets
+
+    class Secrets:
+        content = StoredSecrets((SigningSecret(own.port.client_secret),))
+
+    def message(action: str, run_id: str, text: str, synchronized: bool = False) -> Message:
+        body = json.loads(envelope(action, run_id, text))
+        invocation = Invocation({"method": "POST", "synchronized": synchronized})
+        return Message("m", run_id, action, run_id, invocation, body, {}, route=action)
+
+    endpoint = {"AWS_ENDPOINT_URL": own.stack.functions["receiver"].environment["AWS_ENDPOINT_URL_LAMBDA"]}
+
+    def api() -> AwsApi:
+        return AwsApi("eu-west-1", lambda: Credentials("id", "key"), endpoint)
+
+    sink = InvokeSink(api, "receiver", Secrets())
+
+    async def deliver_all() -> None:
+        assert (await sink.deliver(message("greet", "r_pulled", "a"))).result == "delivered"
+        answer = await sink.deliver(message("ask", "r_asked", "b", synchronized=True))
+        assert (answer.status, answer.response["text"]) == ("SUCCESS", "b")
+        refused = await sink.deliver(message("ask", "r_failed", "fail", synchronized=True))
+        assert (refused.status, refused.summary) == ("FAILURE", "no way")
+        assert (await sink.deliver(message("unknown", "r_unknown", "c"))).status == "FAILURE"
+        own.stack.gate.away = True
+        with pytest.raises(RetryLaterError):
+            await sink.deliver(message("greet", "r_later", "d"))
+        own.stack.gate.reset()
+
+    asyncio.run(deliver_all())
+    own.stack.settle()
+    assert own.marks("r_pulled") == ["1"]
+
+
+def test_a_handler_cannot_read_the_process_that_started_it() -> None:
+    script = (
+        "import ctypes\n"
+        "from port_webhook_handlers.runtime.aws.child import _shield\n"
+        "_shield()\n"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

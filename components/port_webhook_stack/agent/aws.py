@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pulumi
 import pulumi_aws as aws
 
+from port_webhook_handlers.runtime.aws.agent import VARIABLE
 from port_webhook_stack.aws import policies
 from port_webhook_stack.aws.naming import Naming
 from port_webhook_stack.aws.settings import Agent, AwsSettings
@@ -31,6 +33,7 @@ class AwsAgent(pulumi.ComponentResource):
         *,
         credentials: Mapping[str, pulumi.Input[str]],
         port_base_url: str,
+        url: pulumi.Input[str] | None = None,
         receiver: aws.lambda_.Function | None = None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
@@ -41,6 +44,7 @@ class AwsAgent(pulumi.ComponentResource):
             agent: its own.
             credentials: `clientId` and `clientSecret` of the organisation.
             port_base_url: Port's API.
+            url: base URL of the listener, which an agent of ours may then call.
             receiver: in pull mode, the function that an agent of ours hands invocations to.
             opts: options of the component.
         """
@@ -92,7 +96,8 @@ class AwsAgent(pulumi.ComponentResource):
         )
         environment = {
             "PORT_API_BASE_URL": port_base_url,
-            **({"STREAMER_NAME": "POLLING"} if agent.kind == "official" else {}),
+            "STREAMER_NAME": "POLLING",
+            **({"AGENT_NAME": settings.name_prefix} if agent.kind == "own" else {}),
             **agent.environment,
         }
         containers = pulumi.Output.all(
@@ -100,6 +105,7 @@ class AwsAgent(pulumi.ComponentResource):
             version=version.version_id,
             logs=logs.name,
             receiver=receiver.name if receiver is not None else "",
+            url=url if agent.kind == "own" and receiver is None else None,
         ).apply(
             lambda values: json.dumps(
                 [_container(agent, settings.region, environment, **values)], sort_keys=True
@@ -198,12 +204,19 @@ def _container(
     version: str,
     logs: str,
     receiver: str,
+    url: str | None,
 ) -> dict[str, Any]:
-    variables = {**environment, **({"PORT_WEBHOOK_RECEIVER": receiver} if receiver else {})}
+    variables = {
+        **({"AGENT_ALLOWED_HOSTS": urlsplit(url).netloc} if url else {}),
+        **({VARIABLE: receiver, "AWS_REGION": region} if receiver else {}),
+        **environment,
+    }
+    module = f"port_webhook_handlers.{'runtime.aws.agent' if receiver else 'agent'}"
     return {
         "name": "agent",
         "image": agent.image,
         "essential": True,
+        **({"entryPoint": ["python", "-m", module]} if agent.kind == "own" else {}),
         "readonlyRootFilesystem": agent.kind == "own",
         "environment": [{"name": name, "value": variables[name]} for name in sorted(variables)],
         # The version is part of the reference: another secret is another definition, so tasks are replaced.

@@ -41,6 +41,12 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
             "is local, but functions in AWS cannot reach a Port on this machine",
             "Use eu or us with an organisation for trying things, or target local",
         )
+    if target.ingress == "none" and target.agent is not None and target.agent.kind != "own":
+        raise SettingsError(
+            f"{KEY}.agent.kind",
+            "is official, but Port's own agent delivers to addresses only",
+            "Set it to own, or aws.ingress to http-api",
+        )
     if target.ingress == "none" and settings.verify == "http":
         raise SettingsError(
             "port-webhook-stack:verify",
@@ -104,6 +110,7 @@ def deploy(
             target.agent,
             credentials=organisation,
             port_base_url=found.port_base_url,
+            url=listener.url,
             receiver=listener.receiver if target.ingress == "none" else None,
             opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[listener])),
         )

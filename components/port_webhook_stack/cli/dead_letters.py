@@ -80,8 +80,10 @@ def redrive(
 def _redrive(own: Account, stack: str, wanted: set[str]) -> None:
     from port_webhook_handlers.port.client import PortError, quote
     from port_webhook_stack.cli import account
-    from port_webhook_stack.cli.connection import connect
+    from port_webhook_stack.cli.connection import connect, stack_configuration
+    from port_webhook_stack.settings import MODULE
 
+    suffix = str(stack_configuration(Path.cwd(), stack).get(f"{MODULE}:identifierSuffix") or "")
     letters = {letter.run_id: letter for letter in account.dead_letters(own)}
     if unknown := sorted(wanted - letters.keys()):
         fail(
@@ -95,7 +97,7 @@ def _redrive(own: Account, stack: str, wanted: set[str]) -> None:
             try:
                 begun = client.request(
                     "POST",
-                    f"/v1/actions/{quote(letter.route)}/runs",
+                    f"/v1/actions/{quote(letter.route + suffix)}/runs",
                     params={"version": "v2"},
                     json=_body(letter.body),
                 )["run"]

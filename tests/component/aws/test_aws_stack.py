@@ -383,6 +383,15 @@ def test_pull_mode_has_no_entry(run: Run) -> None:
         "aws:lambda/permission:Permission",
     ):
         assert not mocks.of(kind)
+    container = json.loads(
+        mocks.of("aws:ecs/taskDefinition:TaskDefinition")["w-agent-task"]["containerDefinitions"]
+    )[0]
+    assert container["entryPoint"] == ["python", "-m", "port_webhook_handlers.runtime.aws.agent"]
+    assert {"name": "PORT_WEBHOOK_RECEIVER", "value": "port-webhook-test-receiver"} in container[
+        "environment"
+    ]
+    method = mocks.of("port-webhook:index:Action")["w-action-deploy"]["invocationMethod"]
+    assert method["agent"] is True
     assert mocks.policies()["port-webhook-test-agent"]["Statement"] == [
         {
             "Sid": "Deliver",
@@ -418,7 +427,13 @@ def test_definitions_come_after_the_proof(run: Run) -> None:
         ({"namePrefix": "p" * 50}, {}, SettingsError, "aws.namePrefix: makes the name"),
         ({"namePrefx": "p"}, {}, SettingsError, "did you mean namePrefix"),
         ({"ingress": "none"}, {}, SettingsError, "nothing could reach the listener"),
-        ({"ingress": "none", "agent": AGENT}, {}, SettingsError, "port-webhook-stack:verify"),
+        ({"ingress": "none", "agent": AGENT}, {}, SettingsError, "aws.agent.kind: is official"),
+        (
+            {"ingress": "none", "agent": {**AGENT, "kind": "own"}},
+            {},
+            SettingsError,
+            "port-webhook-stack:verify",
+        ),
         ({"logRetentionDays": 31}, {}, SettingsError, "aws.logRetentionDays"),
         ({"secretRecoveryDays": 3}, {}, SettingsError, "aws.secretRecoveryDays"),
         ({"endpoints": {"sqqs": "http://x"}}, {}, SettingsError, "aws.endpoints.sqqs"),

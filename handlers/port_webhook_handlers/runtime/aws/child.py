@@ -29,6 +29,7 @@ _AWS: Final = (
 )  # fmt: skip
 _MAX_OUTPUT_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 64 * 1024
+_SET_DUMPABLE: Final = 4
 _OUTPUT_GRACE_SECONDS: Final = 0.5
 # Compiled files must not lie beside the sources that are checked.
 _BOOT: Final = """\
@@ -67,6 +68,7 @@ def run(
         credentials: the handler gets the credentials of AWS that this function has.
         further_paths: folders of libraries.
     """
+    _shield()
     names = (*_KEPT, *(_AWS if credentials else ()))
     environment = {name: value for name in names if (value := os.environ.get(name)) is not None}
     reading, writing = os.pipe()
@@ -104,6 +106,17 @@ def run(
             pass
         process.wait()
         capture.join(_OUTPUT_GRACE_SECONDS)
+
+
+def _shield() -> None:
+    """Keeps children, which have the same user, from reading this process: its environment holds credentials."""
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0)
+    except (OSError, AttributeError):
+        # Not Linux, so not Lambda.
+        pass
 
 
 def _converse(
