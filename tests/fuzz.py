@@ -67,7 +67,7 @@ _STAMPS = [
 _PATHS = [
     "/webhooks/work", "/webhooks/ask", "/webhooks/agent", "/webhooks/put", "/webhooks/foreign", "/webhooks/missing",
     "/webhooks/_verification", "/webhooks/", "/webhooks", "/", "", "/health", "/webhooks/%FF", "/webhooks/%77ork",
-    "/webhooks/work/", "/webhooks//work", "/webhooks/../work", "/webhooks/work%00", "*", "http://x/webhooks/work",
+    "/webhooks/work" + "/", "/webhooks//work", "/webhooks/../work", "/webhooks/work%00", "*", "http://x/webhooks/work",
 ]  # fmt: skip
 _METHODS = ["POST", "GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "", "post"]
 _NAMES = [b"x-port-signature", b"x-port-timestamp", b"webhook-signature", b"host", b"x-port-signature "]

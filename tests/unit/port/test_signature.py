@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from port_webhook_handlers.port.signature import (
     MAX_BODY_BYTES,
-    TOLERANCE_SECONDS,
     VerificationError,
     sign,
     verify,
@@ -153,8 +152,8 @@ def test_garbage_timestamps_have_a_reason(stamp):
 def test_tolerance_both_ways_in_seconds_and_milliseconds(sign_of):
     for stamp in ("1700000000", "1700000000000"):
         signature = sign(SECRET, stamp, BODY)
-        verify([SECRET], signature, stamp, BODY, now=NOW + sign_of * TOLERANCE_SECONDS)
-        beyond = NOW + sign_of * (TOLERANCE_SECONDS + 1)
+        verify([SECRET], signature, stamp, BODY, now=NOW + sign_of * 300)
+        beyond = NOW + sign_of * 301
         assert reason([SECRET], signature, stamp, BODY, now=beyond) == "stale_timestamp"
 
 
