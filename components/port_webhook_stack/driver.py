@@ -194,12 +194,23 @@ class StackDriver:
 
     def destroy(self) -> Outcome:
         """Removes every resource, then the stack's state; the stack file stays. Raises DriverError."""
-        outcome = self._operate(
-            lambda on_event: self._stack.destroy(on_event=on_event, run_program=True, suppress_progress=True),
-            writes=True,
-        )
+        try:
+            outcome = self._destroy(run_program=True)
+        except DriverError as error:
+            # The program only tells which credentials are in force now; one with mistakes must not keep the
+            # stack alive.
+            self._report(f"{str(error).splitlines()[0]}: removing what the state names, without the program")
+            outcome = self._destroy(run_program=False)
         self._stack.workspace.remove_stack(self._stack_name, preserve_config=True)
         return outcome
+
+    def _destroy(self, *, run_program: bool) -> Outcome:
+        return self._operate(
+            lambda on_event: self._stack.destroy(
+                on_event=on_event, run_program=run_program, suppress_progress=True
+            ),
+            writes=True,
+        )
 
     def outputs(self) -> dict[str, Any]:
         """Exports of the last deployment; secret ones are left out."""

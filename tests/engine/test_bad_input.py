@@ -147,3 +147,10 @@ def test_lasting_refusals_of_port_name_resource_and_reason(
     project.admin("DELETE", "/_local/faults")
     project.cli("up")
     assert set(changes(project.cli("up"))) == {"unchanged"}
+
+
+def test_a_program_with_mistakes_can_still_be_removed(project: Project) -> None:
+    project.configure({"port-webhook-stack:hanlders": ["x"]})
+    result = project.cli("down")
+    assert "without the program" in result.stdout
+    assert not project.state.exists()
