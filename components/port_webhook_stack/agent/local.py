@@ -24,7 +24,7 @@ class KafkaBroker(pulumi.CustomResource):
         super().__init__(
             "port-webhook:local:KafkaBroker",
             resource_name,
-            {"brokers": None, "username": None, "password": None, "running": None},
+            {"brokers": None, "username": None, "password": None, "running": None, "owner": None},
             pulumi.ResourceOptions.merge(opts, secret),
         )
 
@@ -63,6 +63,7 @@ class LocalAgent(pulumi.CustomResource):
                 "secretsVersion": secrets_version,
                 "options": dict(options or {}),
                 "running": None,
+                "owner": None,
             },
             opts,
         )

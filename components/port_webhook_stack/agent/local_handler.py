@@ -17,6 +17,7 @@ from port_webhook_handlers.agent.config import AgentConfig, AgentConfigError
 from port_webhook_handlers.port.client import PortError
 from port_webhook_stack.agent import kafka_broker
 from port_webhook_stack.agent.kafka_broker import KafkaBrokerError
+from port_webhook_stack.port import ownership
 from port_webhook_stack.port.handler import (
     UNKNOWN,
     CheckResult,
@@ -64,8 +65,9 @@ class KafkaBrokerHandler:
             "username": {"type": "string", "description": "The agent's user."},
             "password": {"type": "string", "secret": True, "description": "Its password."},
             "running": {"type": "boolean", "description": "Whether it answered when last looked at."},
+            "owner": {"type": "string", "description": "Tells it from a successor in the same folder."},
         },
-        "required": ["brokers", "username", "password", "running"],
+        "required": ["brokers", "username", "password", "running", "owner"],
     }
     secrets = frozenset({"password"})
 
@@ -80,9 +82,10 @@ class KafkaBrokerHandler:
 
     def create(self, ctx: Context, inputs: Properties, preview: bool) -> CreateResult:
         if preview:
-            names = ("brokers", "username", "password", "running")
+            names = ("brokers", "username", "password", "running", "owner")
             return CreateResult("", dict.fromkeys(names, UNKNOWN))
-        return CreateResult("kafka", self._start(ctx, kafka_broker.new_password()))
+        state = self._start(ctx, kafka_broker.new_password())
+        return CreateResult("kafka", {**state, "owner": ownership.take(broker_home(ctx.state_dir))})
 
     def read(self, ctx: Context, id: str, state: Properties, inputs: Properties) -> ReadResult | None:
         if not broker_home(ctx.state_dir).is_dir():
@@ -92,9 +95,12 @@ class KafkaBrokerHandler:
     def update(self, ctx: Context, id: str, olds: Properties, news: Properties, preview: bool) -> Properties:
         if preview:
             return {**olds, "running": True}
-        return self._start(ctx, str(olds.get("password") or kafka_broker.new_password()))
+        state = self._start(ctx, str(olds.get("password") or kafka_broker.new_password()))
+        return {**state, "owner": olds.get("owner")}
 
     def delete(self, ctx: Context, id: str, state: Properties) -> None:
+        if not ownership.owns(broker_home(ctx.state_dir), state.get("owner")):
+            return
         if not ctx.config.port_is_gone:
             _admin(ctx, "DELETE", None)
         kafka_broker.remove(broker_home(ctx.state_dir))
@@ -149,9 +155,10 @@ class LocalAgentHandler:
         },
         "requiredInputs": ["source", "allowedHosts", "secretsVersion"],
         "properties": {
-            "running": {"type": "boolean", "description": "Whether it answered when last looked at."}
+            "running": {"type": "boolean", "description": "Whether it answered when last looked at."},
+            "owner": {"type": "string", "description": "Tells it from a successor in the same folder."},
         },
-        "required": ["running"],
+        "required": ["running", "owner"],
     }
     secrets: frozenset[str] = frozenset()
 
@@ -173,16 +180,20 @@ class LocalAgentHandler:
 
     def create(self, ctx: Context, inputs: Properties, preview: bool) -> CreateResult:
         if preview:
-            return CreateResult("", {**inputs, "running": UNKNOWN})
-        return CreateResult("agent", self._start(ctx, inputs))
+            return CreateResult("", {**inputs, "running": UNKNOWN, "owner": UNKNOWN})
+        state = self._start(ctx, inputs)
+        return CreateResult("agent", {**state, "owner": ownership.take(agent_home(ctx.state_dir))})
 
     def read(self, ctx: Context, id: str, state: Properties, inputs: Properties) -> ReadResult | None:
         return ReadResult(id, {**state, "running": _runs(ctx, inputs)}, inputs)
 
     def update(self, ctx: Context, id: str, olds: Properties, news: Properties, preview: bool) -> Properties:
-        return {**news, "running": True} if preview else self._start(ctx, news)
+        state = {**news, "running": True} if preview else self._start(ctx, news)
+        return {**state, "owner": olds.get("owner")}
 
     def delete(self, ctx: Context, id: str, state: Properties) -> None:
+        if not ownership.owns(agent_home(ctx.state_dir), state.get("owner")):
+            return
         control.stop(agent_home(ctx.state_dir))
         shutil.rmtree(agent_home(ctx.state_dir), ignore_errors=True)
 
