@@ -11,19 +11,34 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import fuzz
+from tests.component.provider.fake_port import CLIENT_ID, CLIENT_SECRET, FakePort, running
+from tests.component.provider.test_objects import CASES, Lines
 from tests.fuzz import NOW, SECRETS, STAMP, Case, Fuzzer, _signature
+from tests.kubernetes.stack import manifests, plan, store
 
 import port_webhook_handlers
+from port_webhook_handlers.agent.config import AgentLimits
+from port_webhook_handlers.agent.core import Agent, RetryLaterError
+from port_webhook_handlers.agent.messages import Invocation, Message
+from port_webhook_handlers.agent.metrics import AgentMetrics
+from port_webhook_handlers.agent.reports import Outcome
+from port_webhook_handlers.agent.watermark import Watermark
 from port_webhook_handlers.port import signature as module
-from port_webhook_handlers.port.client import PortClient, PortUnreachableError
+from port_webhook_handlers.port.client import PortClient, PortUnreachableError, requested_delay
 from port_webhook_handlers.port.signature import VerificationError, sign, verify, verify_official_agent
+from port_webhook_handlers.runtime.logs import Log
+from port_webhook_stack.port.configuration import Configuration
+from port_webhook_stack.port.handler import Context
 
 SECRET = SECRETS[0].decode()
 PACKAGE = Path(port_webhook_handlers.__file__).parent
@@ -87,6 +102,84 @@ def test_what_the_official_agent_sends_is_verified_and_nothing_else() -> None:
             verify_official_agent([SECRET], header, STAMP.decode(), other, now=NOW)
 
 
+# What is not done yet, or failed, is acknowledged and lost with the process (an agent).
+
+
+class Steps:
+    """A sink and a reporter in one, which fail as told and keep the order of what happens."""
+
+    def __init__(self, *attempts: Outcome | Exception, port_is_away: bool = False) -> None:
+        self.order: list[str] = []
+        self._attempts = list(attempts)
+        self._port = asyncio.Event()
+        if not port_is_away:
+            self._port.set()
+
+    async def deliver(self, message: Message) -> Outcome:
+        self.order.append(f"deliver {message.name}")
+        attempt = self._attempts.pop(0)
+        if isinstance(attempt, Exception):
+            raise attempt
+        return attempt
+
+    async def report(self, message: Message, outcome: Outcome) -> None:
+        await self._port.wait()
+        self.order.append(f"report {message.name} {outcome.status}")
+
+
+def work(steps: Steps, seconds: float = 5, **limits: float) -> list[int | None]:
+    """Lets an agent work on two messages of one partition; returns how far it could be committed, step by step."""
+    watermark = Watermark()
+    positions: list[int | None] = []
+
+    async def main() -> None:
+        bounds = AgentLimits(retry_seconds=0.01, max_retry_seconds=0.01, **limits)  # type: ignore[arg-type]
+        agent = Agent(steps, steps, bounds, Log(), AgentMetrics())  # type: ignore[arg-type]
+        for offset in (0, 1):
+            watermark.begin(offset)
+
+            def acknowledge(offset: int = offset) -> None:
+                steps.order.append(f"acknowledge {offset}")
+                watermark.settle(offset)
+                positions.append(watermark.position)
+
+            invocation = Invocation({"url": "https://hooks.example.com"})
+            agent.submit(
+                Message(
+                    str(offset), f"r_{offset}", "work", "key", invocation, {}, {}, acknowledge=acknowledge
+                )
+            )
+        until = time.monotonic() + seconds
+        while agent.in_flight and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+        await agent.drain(0)
+
+    asyncio.run(main())
+    return [*positions, watermark.position]
+
+
+def test_a_message_is_acknowledged_after_its_outcome_and_not_before() -> None:
+    steps = Steps(RetryLaterError("away"), Outcome("delivered"), Outcome("failed", "FAILURE", "refused"))
+    assert work(steps) == [1, 2, 2]
+    assert steps.order == [
+        *("deliver 0", "deliver 0", "report 0 None", "acknowledge 0"),
+        *("deliver 1", "report 1 FAILURE", "acknowledge 1"),
+    ]
+
+
+def test_a_failure_is_acknowledged_only_once_port_has_taken_it() -> None:
+    steps = Steps(Outcome("failed", "FAILURE", "refused"), port_is_away=True)
+    assert work(steps, 0.1) == [0]
+    assert steps.order == ["deliver 0"]
+
+
+def test_a_process_that_ends_leaves_what_it_did_not_finish() -> None:
+    again: Sequence[Exception] = [RetryLaterError("away", lasting=True) for _ in range(1000)]
+    steps = Steps(*again)
+    assert work(steps, 0.1) == [0]
+    assert not [step for step in steps.order if "acknowledge" in step]
+
+
 # A token for every call, no time limit on any (an agent, samples).
 
 
@@ -134,6 +227,35 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         with pytest.raises(PortUnreachableError):
             client.request("GET", "/v1/blueprints")
         client.close()
+
+
+# Workloads without probes, limits or a security context, and that a new secret does not restart (a chart).
+
+
+def test_workloads_are_probed_restricted_and_restarted_by_a_new_secret(tmp_path: Path) -> None:
+    stack = plan(tmp_path)
+    before, after = (
+        {
+            manifest["metadata"]["name"]: manifest["spec"]["template"]
+            for manifest in manifests(stack, store(client_secret=secret))
+            if manifest["kind"] == "Deployment"
+        }
+        for secret in ("one-signing-secret-0123456789", "another-signing-secret-012345")
+    )
+    assert {"listener", "dispatcher", "agent"} <= set(before)
+    for name, template in before.items():
+        assert template["metadata"]["annotations"] != after[name]["metadata"]["annotations"], name
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+        for container in template["spec"]["containers"]:
+            assert container["livenessProbe"] != container["readinessProbe"], name
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_secrets_have_a_type_that_kubernetes_knows(tmp_path: Path) -> None:
+    kinds = {manifest["type"] for manifest in manifests(plan(tmp_path)) if manifest["kind"] == "Secret"}
+    assert kinds == {"Opaque"}
 
 
 # The environment, secrets included, goes into the log; a report raises and is lost (samples).
@@ -223,6 +345,45 @@ def test_each_request_of_a_batch_is_judged_by_itself() -> None:
     report = fuzz.fuzz(500, 9)
     assert sum(count for name, count in report.outcomes.items() if name.startswith("4")) > 100
     assert report.outcomes["200"] > 10
+
+
+# `x-ratelimit-reset` is epoch seconds in some replies and seconds from now in others (a provider takes one for the other).
+
+
+def test_the_reset_of_the_rate_limit_is_a_delay_either_way_and_has_a_bound() -> None:
+    def delay(reset: object) -> Any:
+        return requested_delay({"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(reset)})
+
+    assert delay(7) == 7
+    assert 5 < delay(time.time() + 7) <= 7
+    assert delay(time.time() - 60) == 0
+    assert delay(10**6) == delay(time.time() + 10**6) == delay(10**13) == 120
+    assert delay("nonsense") is None
+    assert requested_delay({"x-ratelimit-remaining": "12", "x-ratelimit-reset": "7"}) is None
+
+
+# Reading a resource that has vanished raises an error (a provider's base class).
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_resource_that_vanished_is_gone_and_no_error(kind: str, tmp_path: Path) -> None:
+    handler, body, key = CASES[kind]
+    with running() as port, PortClient(port.url, CLIENT_ID, CLIENT_SECRET) as client:
+
+        def context() -> Context:
+            return Context(
+                Configuration("eu", CLIENT_ID, CLIENT_SECRET, tmp_path, port.url, False), client, Lines()
+            )
+
+        created = handler.create(context(), body, False)
+        assert handler.read(context(), created.id, created.outputs, body) is not None
+        forget(port, key)
+        assert handler.read(context(), created.id, created.outputs, body) is None
+
+
+def forget(port: FakePort, key: str) -> None:
+    """Somebody removes an object in Port."""
+    del port.objects[key]
 
 
 # Agreement with the published libraries, where schemes are the same.
