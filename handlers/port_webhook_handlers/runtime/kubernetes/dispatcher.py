@@ -447,8 +447,9 @@ class Dispatcher:
         if run is None:
             return
         try:
-            await self._patch(run, state=stored.DONE)
+            # In this order: nobody looks for the Job of a run that is done.
             await self._delete_job(run.stored.name)
+            await self._patch(run, state=stored.DONE)
         except ApiServerError as error:
             raise LedgerError(f"not cleaned up: {error}") from error
         self._closed.add(run.stored.name)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from port_webhook_handlers.runtime.execution import STATUSES
 from port_webhook_handlers.runtime.kubernetes import names
 from port_webhook_handlers.runtime.kubernetes.runs import StoredRun, epoch
 
@@ -58,7 +59,7 @@ def result(pods: Sequence[Manifest]) -> dict[str, Any] | None:
             body = json.loads(message) if message else None
         except ValueError:
             continue
-        if isinstance(body, dict) and body.get("status") in ("SUCCESS", "FAILURE"):
+        if isinstance(body, dict) and body.get("status") in STATUSES:
             return {key: body[key] for key in ("status", "summary", "link") if body.get(key)}
     return None
 
