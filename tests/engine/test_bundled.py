@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tests.engine.project import Project, eventually, fresh
 from tests.unit.bundled.smtp_server import PASSWORD, USER, SmtpServer, certificate
 from tests.unit.localport.webhook import Webhook
 
+from port_webhook_handlers.bundled.resource.blueprints import RESOURCE
+from port_webhook_localport import control
+
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 BUNDLED = "port_webhook_handlers.bundled"
 TOKEN = "b34rer-t0ken"
+PROGRAM = """\
+import pulumi
+
+size = pulumi.Config("thing").require("size")
+if size == "huge":
+    raise RuntimeError("quota exceeded")
+pulumi.ComponentResource("thing:index:Thing", pulumi.get_stack())
+pulumi.export("url", f"https://cloud/{pulumi.get_stack()}/{size}")
+pulumi.export("password", pulumi.Output.secret("hidden"))
+"""
 
 
 class Stack:
@@ -61,23 +77,53 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                 "SLACK_URL": f"{web.url}/services/s3cr3t",
                 "TEAMS_URL": f"{web.url}/workflows/s3cr3t",
                 "SMTP_PASSWORD": PASSWORD,
+                "RESOURCE_SECRET": "passphrase-of-things",
+                "ENQUEUE_TOKEN": TOKEN,
             }
             service = {
                 "artefact": "examples/microservice",
                 "command": ["{python}", "server.py"],
                 "health": "/health",
             }
-            names = ("deploy", "http_call", "running", "scale_restart")
+            program = project.folder / "thing"
+            program.mkdir()
+            (program / "Pulumi.yaml").write_text("name: thing\nruntime: python\n", encoding="utf-8")
+            (program / "__main__.py").write_text(PROGRAM, encoding="utf-8")
+            things = {
+                "thing": {
+                    "parameters": {"size": {"default": "small"}},
+                    "program": {
+                        "folder": "thing",
+                        "stack": "t-{identifier}",
+                        "config": {"thing:size": "{size}"},
+                    },
+                }
+            }
+            mail = {
+                "server": "127.0.0.1",
+                "port": smtp.port,
+                "ca_file": str(pem),
+                "user": USER,
+                "sender": "port@example.com",
+                "recipients": ["example.com"],
+            }
+            names = ("deploy", "http_call", "running", "scale_restart", "resource", "expire", "enqueue.web")
             chats = ("notify.slack", "notify.teams", "notify.mail")
             project.configure(
                 {
                     "port-webhook-stack:handlers": [f"{BUNDLED}.{name}" for name in (*names, *chats)],
                     "port-webhook-stack:secrets": {
                         name: {"fromEnv": name}
-                        for name in ("HTTP_API_TOKEN", "SLACK_URL", "TEAMS_URL", "SMTP_PASSWORD")
+                        for name in (
+                            "HTTP_API_TOKEN",
+                            "SLACK_URL",
+                            "TEAMS_URL",
+                            "SMTP_PASSWORD",
+                            "RESOURCE_SECRET",
+                        )
                     },
                     "port-webhook-stack:handlerSettings": {
-                        "*": {"services": {"cart": service}},
+                        "*": {"services": {"cart": service}, "kinds": things},
                         "scale_service": {"bounds": {"cart": {"maximum": 2}}},
                         "call_http_api": {
                             "hosts": {
@@ -90,19 +136,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                                 }
                             }
                         },
+                        "enqueue_by_http": {"url": f"{web.url}/tasks", "private": True},
                         "notify_by_slack": {"hosts": [host], "private": True},
                         "notify_by_teams": {"hosts": [host], "private": True},
-                        "notify_by_mail": {
-                            "server": "127.0.0.1",
-                            "port": smtp.port,
-                            "ca_file": str(pem),
-                            "user": USER,
-                            "sender": "port@example.com",
-                            "recipients": ["example.com"],
-                        },
+                        "notify_by_mail": mail,
+                        "expire_resource": mail,
                     },
                 }
             )
+            with mock.patch.dict(os.environ, {"XDG_STATE_HOME": str(project.user_state)}):
+                control.ensure_running(project.state / "localport")
+            project.port("POST", "/v1/blueprints", json=RESOURCE)
             project.cli("up")
             yield Stack(project, web, smtp)
     finally:
@@ -160,3 +204,65 @@ def test_a_mail_is_sent(stack: Stack) -> None:
     stack.smtp.refuse = {}
     assert run["status"] == "FAILURE"
     assert "127.0.0.1 refused the message (452): full." in run["summary"]
+
+
+def test_a_resource_is_made_by_a_program_and_deleted(stack: Stack) -> None:
+    inputs = {"identifier": "logs", "kind": "thing", "owner": "ann@example.com"}
+    run = stack.ended("create_resource", inputs)
+    assert run["status"] == "SUCCESS", run["summary"]
+    assert run["summary"] == "thing logs is ready: url = https://cloud/t-logs/small"
+    (entity,) = stack.entities("resource")
+    assert entity["properties"]["outputs"] == {"url": "https://cloud/t-logs/small"}
+    assert "exists already" in stack.ended("create_resource", inputs)["summary"]
+    files = stack.project.state / "resources" / "state" / ".pulumi" / "stacks" / "thing"
+    assert (files / "t-logs.json").exists()
+    run = stack.ended("delete_resource", {}, "logs")
+    assert (run["status"], run["summary"]) == ("SUCCESS", "thing logs is deleted")
+    assert stack.entities("resource") == []
+    assert not (files / "t-logs.json").exists()
+
+
+def test_a_resource_that_fails_expires_like_any_other(stack: Stack) -> None:
+    inputs = {
+        "identifier": "big",
+        "kind": "thing",
+        "parameters": {"size": "huge"},
+        "owner": "ann@example.com",
+    }
+    stack.smtp.mails.clear()
+    run = stack.ended("create_resource", inputs)
+    assert run["status"] == "FAILURE"
+    assert "quota exceeded" in run["summary"]
+    entity = "/v1/blueprints/resource/entities/big"
+    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat().replace("+00:00", "Z")
+    stack.project.port("PATCH", entity, json={"properties": {"expiresAt": soon}})
+
+    def told() -> bool:
+        return bool(stack.smtp.mails)
+
+    eventually(told, 90)
+    assert stack.smtp.mails[0][0] == ["ann@example.com"]
+
+
+def test_a_run_that_is_handed_over_stays_open_until_the_worker_ends_it(stack: Stack) -> None:
+    stack.web.status, stack.web.reply = 202, b""
+    stack.web.received.clear()
+    port = stack.project.port
+    started = port("POST", "/v1/actions/enqueue_by_http/runs", json={"properties": {"task": "rotate-keys"}})
+    path = f"/v1/actions/runs/{started['run']['id']}"
+    eventually(lambda: port("GET", path)["run"].get("statusLabel") == "Handed over", 60)
+    run = port("GET", path)["run"]
+    assert run["status"] == "IN_PROGRESS"
+    assert run["summary"].startswith("Waiting for a worker")
+    # The worker does what the message says.
+    report = stack.web.received[0].json["report"]
+    port(report["method"], report["path"], json={"status": "SUCCESS", "summary": "keys are rotated"})
+    run = port("GET", path)["run"]
+    assert (run["status"], run["summary"]) == ("SUCCESS", "keys are rotated")
+
+    stack.web.status = 401
+    failed = stack.ended("enqueue_by_http", {"task": "rotate-keys"})
+    assert (failed["status"], failed["summary"]) == (
+        "FAILURE",
+        f"{stack.web.url[7:]} answered 401, so nobody goes on with the run.",
+    )

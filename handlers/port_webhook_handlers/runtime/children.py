@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 
 from port_webhook_handlers.process import ProcessIdentity
 from port_webhook_handlers.runtime.child import WITHDRAW
-from port_webhook_handlers.runtime.execution import Outcome
+from port_webhook_handlers.runtime.execution import STATUSES, Outcome
 from port_webhook_handlers.runtime.launch import CHILD_LIBRARIES, python_command, scrubbed_environment
 from port_webhook_handlers.runtime.logs import Log
 
@@ -145,7 +145,7 @@ class _Child(asyncio.Protocol):
             if self.jobs:
                 self._begin(self.jobs[0])
             outcome = Outcome(
-                status="SUCCESS" if result.get("status") == "SUCCESS" else "FAILURE",
+                status=result["status"] if result.get("status") in STATUSES else "FAILURE",
                 summary=result.get("summary"),
                 link=result.get("link"),
                 response=result.get("response"),

@@ -18,13 +18,18 @@ _MAX_LOG_CHARACTERS: Final = 8_000
 # An interrupted run that may run twice is started so often, whatever its `max_attempts`.
 STARTS_AFTER_INTERRUPTS: Final = 3
 
+HANDED_OVER: Final = "HANDED_OVER"
+"""Another system goes on with the run: the listener is done with it, Port's run stays open."""
+
+STATUSES: Final = ("SUCCESS", "FAILURE", HANDED_OVER)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run in a child ended.
 
     Attributes:
-        status: `SUCCESS` or `FAILURE`.
+        status: `SUCCESS`, `FAILURE` or `HANDED_OVER`.
         summary, link, response: what the handler gave.
         retryable: the handler asked for another attempt.
         error_type: class of the exception that ended it; "" if it returned.

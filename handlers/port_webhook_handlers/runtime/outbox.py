@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from port_webhook_handlers.port.client import PortApiError, PortClient, PortError, quote
 from port_webhook_handlers.runtime.claims import CurrentSecrets, LedgerError, Report, Reports
+from port_webhook_handlers.runtime.execution import HANDED_OVER
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.metrics import Metrics
 
@@ -219,7 +220,10 @@ class Outbox:
             summary = "\n\n".join(
                 filter(None, [summary, "Not everything was reported:\n- " + "\n- ".join(notes)])
             )
-        final = {"status": body["status"]}
+        # Whoever goes on with the run sets its status.
+        final = (
+            {"statusLabel": "Handed over"} if body["status"] == HANDED_OVER else {"status": body["status"]}
+        )
         if summary:
             final["summary"] = summary
         if body.get("link"):
@@ -251,6 +255,9 @@ class Outbox:
 
     async def _has_ended(self, run_id: str, body: Mapping[str, Any]) -> bool:
         """After Port refused a terminal status: whether nothing is left to do."""
+        if body["status"] == HANDED_OVER:
+            # The other system was faster, or Port dislikes a text; either way the run is no longer ours.
+            return True
         path = f"/v1/actions/runs/{quote(run_id)}"
         try:
             run = (await self._call("GET", path, {"version": "v2"}, None)).get("run", {})

@@ -41,7 +41,7 @@ from port_webhook_handlers.sdk.fields import (
     jq,
 )
 from port_webhook_handlers.sdk.inputs import Inputs
-from port_webhook_handlers.sdk.results import Failure, Result, Success
+from port_webhook_handlers.sdk.results import Failure, HandedOver, Result, Success
 from port_webhook_handlers.sdk.run import Event, Run, Trigger
 from port_webhook_handlers.sdk.triggers import EventTrigger
 from port_webhook_handlers.sdk.values import Entity, LabeledUrl
@@ -56,6 +56,7 @@ __all__ = [
     "EventTrigger",
     "Failure",
     "Field",
+    "HandedOver",
     "HandlerDefinitionError",
     "InputError",
     "Inputs",

@@ -24,9 +24,11 @@ from port_webhook_handlers.sdk.errors import InputError, RetryableError, SdkErro
 from port_webhook_handlers.sdk.handler import Handler, handler_of
 from port_webhook_handlers.sdk.inputs import Form, Inputs
 from port_webhook_handlers.sdk.redaction import Redactor
-from port_webhook_handlers.sdk.results import Failure, Result, Success
+from port_webhook_handlers.sdk.results import Failure, HandedOver, Result, Success
 from port_webhook_handlers.sdk.run import Message, Run, Send, check_size, shortened
 from port_webhook_handlers.sdk.values import to_json
+
+_STATUS = {Success: "SUCCESS", Failure: "FAILURE", HandedOver: "HANDED_OVER"}
 
 
 def run_request(request: Mapping[str, Any], send: Send) -> None:
@@ -101,10 +103,12 @@ def _call(handler: Handler, inputs: Mapping[str, Any], run: Run) -> Result | Non
             return await result
 
         result = asyncio.run(wait())
-    if result is not None and not isinstance(result, Success | Failure):
+    if result is not None and not isinstance(result, Success | Failure | HandedOver):
         raise TypeError(
-            f"the handler returned {type(result).__name__}; return Success(…), Failure(…) or None"
+            f"the handler returned {type(result).__name__}; return Success(…), Failure(…), HandedOver(…) or None"
         )
+    if isinstance(result, HandedOver) and handler.mode == "sync":
+        raise TypeError("a synchronous run ends with its answer; hand over in mode async")
     return result
 
 
@@ -135,10 +139,10 @@ def _check_decrypted(form: Form, inputs: Mapping[str, Any]) -> None:
 
 def _message(result: Result | None) -> Message:
     result = result or Success()
-    response = to_json(result.response, "response")
+    response = None if isinstance(result, HandedOver) else to_json(result.response, "response")
     check_size(response, "the response")
     return {
-        "status": "SUCCESS" if isinstance(result, Success) else "FAILURE",
+        "status": _STATUS[type(result)],
         "summary": None if result.summary is None else shortened(str(result.summary)),
         "link": to_json(result.link, "link"),
         "response": response,

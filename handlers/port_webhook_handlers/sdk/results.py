@@ -37,4 +37,24 @@ class Failure:
     response: Any = None
 
 
-Result = Success | Failure
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """Another system goes on with the run, and ends it in Port; only asynchronous handlers may return it.
+
+    The listener has done its part then: the run stays open until that system sets its status
+    (`PATCH /v1/actions/runs/<run id>`), and a repeated delivery of it is still refused.
+
+    Attributes:
+        summary: to whom; shown on the run's page; Markdown.
+        link: address or addresses to look at; replaces links set before.
+    """
+
+    summary: str
+    link: str | Sequence[str] | None = None
+
+    @property
+    def response(self) -> None:
+        """Nothing: nobody waits for an answer of the listener."""
+
+
+Result = Success | Failure | HandedOver

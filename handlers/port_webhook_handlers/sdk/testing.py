@@ -16,7 +16,7 @@ from typing import Any
 from port_webhook_handlers.sdk.errors import InputError
 from port_webhook_handlers.sdk.handler import handler_of
 from port_webhook_handlers.sdk.invoke import run_handler
-from port_webhook_handlers.sdk.results import Failure, Result, Success
+from port_webhook_handlers.sdk.results import Failure, HandedOver, Result, Success
 from port_webhook_handlers.sdk.run import Message
 from port_webhook_handlers.sdk.values import Entity, to_json
 
@@ -124,6 +124,8 @@ def invoke(
     result: Result
     if body["status"] == "SUCCESS":
         result = Success(body["summary"], body["link"], body["response"])
+    elif body["status"] == "HANDED_OVER":
+        result = HandedOver(body["summary"], body["link"])
     else:
         result = Failure(body["summary"], body["link"], body["response"])
     return Invocation(result, body["retryable"], body["error_type"], messages)

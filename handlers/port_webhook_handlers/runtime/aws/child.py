@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from port_webhook_handlers.runtime.execution import Outcome
+from port_webhook_handlers.runtime.execution import STATUSES, Outcome
 from port_webhook_handlers.runtime.logs import Log
 
 _KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "LD_LIBRARY_PATH")
@@ -141,7 +141,7 @@ def _converse(
                 continue
             result = message["result"]
             return Outcome(
-                status="SUCCESS" if result.get("status") == "SUCCESS" else "FAILURE",
+                status=result["status"] if result.get("status") in STATUSES else "FAILURE",
                 summary=result.get("summary"),
                 link=result.get("link"),
                 response=result.get("response"),
