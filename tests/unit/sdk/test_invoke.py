@@ -219,7 +219,11 @@ FAILURES = [
     ("retry", "try later", "RetryableError"),
     ("failure", "known problem", None),
     ("exit", "SystemExit: the handler ended its process (exit 3); return a result instead", "SystemExit"),
-    ("wrong", "TypeError: the handler returned str; return Success(…), Failure(…), HandedOver(…) or None", "TypeError"),
+    (
+        "wrong",
+        "TypeError: the handler returned str; return Success(…), Failure(…), HandedOver(…) or None",
+        "TypeError",
+    ),
     ("undeclared", "secret OTHER is not declared; add it to secrets=[…] of fails", "UndeclaredSecretError"),
     ("no-json", "TypeError: response.a is a object, which has no JSON form", "TypeError"),
     ("nan", "TypeError: response is nan, which JSON cannot hold", "TypeError"),
