@@ -1,12 +1,15 @@
 import asyncio
+import gc
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-from port_webhook_handlers.runtime.claims import Answer, LedgerError
+from port_webhook_handlers.runtime.claims import Answer, Claim, LedgerError
 from port_webhook_handlers.runtime.ledger import Ledger
 
 KEY = bytes(range(32))
@@ -253,3 +256,268 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
             Ledger(tmp_path / "ledger.db", KEY, "1:1.0:x").open()
 
     asyncio.run(main())
+
+
+REFUSAL = Answer(202, {"accepted": False})
+FAILURE = {"status": "FAILURE"}
+
+
+def test_claims_tell_who_has_a_run_and_with_which_request(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        claimed = await ledger.claim("s_1", "route", "sync", b"hash", b"")
+        assert claimed == Claim(True, True, "running", ledger.owner, None, 0)
+        claimed = await ledger.claim("r_1", "route", "async", b"hash", b"")
+        assert claimed == Claim(True, True, "queued", None, None, 0)
+        claimed = await ledger.claim("s_1", "route", "sync", b"hash", b"")
+        assert claimed == Claim(False, True, "running", ledger.owner, None, 0)
+        assert await ledger.lookup("s_1", "route", b"hash") == claimed
+        for route, body_hash in (("other", b"hash"), ("route", b"other"), ("other", b"other")):
+            found = await ledger.lookup("s_1", route, body_hash)
+            assert found is not None
+            assert not found.same
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_a_refused_run_is_never_started_and_has_its_answer(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        refused = await ledger.claim("r_1", "r", "async", b"h", b"", refusal=REFUSAL, failure=FAILURE)
+        assert refused == Claim(True, True, "reporting", ledger.owner, REFUSAL, 0)
+        assert [(item.kind, item.body) for item in await ledger.reports("r_1")] == [("final", FAILURE)]
+        refused = await ledger.claim("s_1", "r", "sync", b"h", b"", refusal=REFUSAL)
+        assert refused == Claim(True, True, "done", ledger.owner, REFUSAL, 0)
+        assert await ledger.reports("s_1") == []
+        for run_id in ("r_1", "s_1"):
+            assert await ledger.start(run_id) is None
+            again = await ledger.claim(run_id, "r", "async", b"h", b"", refusal=REFUSAL, failure=FAILURE)
+            assert (again.new, again.answer) == (False, REFUSAL)
+        assert len(await ledger.reports("r_1")) == 1
+        assert await ledger.reports("s_1") == []
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_a_probe_is_executed_once(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        assert await ledger.claim("p_1", "v", "probe", b"h", b"") == Claim(True, True, "done", None, None, 1)
+        assert await ledger.claim("p_1", "v", "probe", b"h", b"") == Claim(False, True, "done", None, None, 1)
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_many_runs_are_claimed_and_offered_in_bounds(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        claims = [
+            ("r_0", "route", b"h", b"payload"),
+            ("r_1", "route", b"h", b""),
+            ("r_0", "route", b"h", b""),
+        ]
+        assert await ledger.claim_many(claims) == [True, True, False]
+        started = await ledger.start("r_0")
+        assert started is not None
+        assert started.payload == b"payload"
+        await ledger.claim_many([(f"x_{number}", "route", b"h", b"") for number in range(1000)])
+        assert len(await ledger.queued()) == 1000
+        for number in range(51):
+            ledger.report("r_0", "log", {"n": number})
+        assert [report.body["n"] for report in await ledger.reports("r_0")] == list(range(50))
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_what_takes_several_statements_happens_whole_or_not_at_all(tmp_path: Path) -> None:
+    async def forbid(ledger: Ledger, event: str, when: str = "1") -> None:
+        text = f"CREATE TRIGGER forbid BEFORE {event} WHEN {when} BEGIN SELECT RAISE(ABORT, 'forbidden'); END"
+        await ledger._submit(lambda c: c.execute(text).rowcount)
+
+    async def allow(ledger: Ledger) -> None:
+        await ledger._submit(lambda c: c.execute("DROP TRIGGER forbid").rowcount)
+
+    forbidden = pytest.raises(sqlite3.IntegrityError, match="forbidden")
+
+    async def scenario(ledger: Ledger) -> None:
+        await forbid(ledger, "INSERT ON reports")
+        with forbidden:
+            await ledger.claim("r_0", "r", "async", b"h", b"", refusal=REFUSAL, failure=FAILURE)
+        assert await ledger.lookup("r_0", "r", b"h") is None
+        await accept(ledger, "r_1")
+        await ledger.start("r_1")
+        with forbidden:
+            await ledger.finish("r_1", FAILURE)
+        found = await ledger.lookup("r_1", "route", b"payload")
+        assert found is not None
+        assert found.state == "running"
+        await allow(ledger)
+
+        await forbid(ledger, "INSERT ON runs", "NEW.run_id = 'bad'")
+        with forbidden:
+            await ledger.claim_many([("good", "r", b"h", b""), ("bad", "r", b"h", b"")])
+        assert await ledger.lookup("good", "r", b"h") is None
+        await allow(ledger)
+
+        ledger.report("r_1", "log", {})
+        await ledger.finish("r_1", FAILURE)
+        first, _ = await ledger.reports("r_1")
+        await forbid(ledger, "UPDATE ON runs")
+        with forbidden:
+            await ledger.reported("r_1", [first.seq], "refused")
+        with forbidden:
+            await ledger.close_run("r_1")
+        assert len(await ledger.reports("r_1")) == 2
+        await allow(ledger)
+        await ledger.reported("r_1", [first.seq])
+        assert [report.kind for report in await ledger.reports("r_1")] == ["final"]
+        await ledger.close_run("r_1")
+        found = await ledger.lookup("r_1", "route", b"payload")
+        assert found is not None
+        assert (found.state, found.owner) == ("done", None)
+
+        ledger.report("r_1", "log", {"late": True})
+        await forbid(ledger, "DELETE ON runs")
+        with forbidden:
+            await ledger.purge(answers_before=0, claims_before=time.time() + 1)
+        assert len(await ledger.reports("r_1")) == 1
+        await allow(ledger)
+        await ledger.purge(answers_before=0, claims_before=time.time() + 1)
+        assert await ledger.reports("r_1") == []
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_what_lost_processes_leave_is_found_and_taken(tmp_path: Path) -> None:
+    async def first(ledger: Ledger) -> None:
+        for run_id in ("r_1", "r_3"):
+            await accept(ledger, run_id)
+            await ledger.start(run_id)
+        await ledger.finish("r_3", FAILURE)
+        await ledger.release()
+        await ledger.add_child("9:9.0")
+        await ledger.add_child("8:8.0")
+        ledger.forget_child("8:8.0")
+
+    async def second(ledger: Ledger) -> None:
+        assert await ledger.lost_children(lambda owner: False) == ["9:9.0"]
+        await accept(ledger, "r_2")
+        await ledger.start("r_2")
+
+    async def third(ledger: Ledger) -> None:
+        assert {item.run_id for item in await ledger.orphans(lambda owner: False)} == {"r_1", "r_2"}
+        assert await ledger.unreported() == ["r_3"]
+        found = await ledger.lookup("r_3", "route", b"payload")
+        assert found is not None
+        assert found.owner == ledger.owner
+        await ledger.forget("r_3")
+        assert await accept(ledger, "r_3")
+
+    run(tmp_path / "ledger.db", first, second, third)
+
+
+def test_gauges_count_runs_reports_and_commits(tmp_path: Path) -> None:
+    now = 1000.0
+
+    async def main() -> None:
+        nonlocal now
+        ledger = Ledger(tmp_path / "ledger.db", KEY, "1:1.0:x", lambda: now)
+        ledger.open()
+        gauges = await ledger.gauges()
+        assert gauges["port_webhook_runs"] == {(("state", s),): 0 for s in ("queued", "running", "reporting")}
+        assert gauges["port_webhook_oldest_unreported_seconds"] == {(): 0}
+        assert (
+            gauges["port_webhook_ledger_commits_total"] == gauges["port_webhook_ledger_rows_total"] == {(): 1}
+        )
+        await asyncio.gather(accept(ledger, "r_1"), accept(ledger, "r_2"), accept(ledger, "r_3"))
+        await ledger.start("r_2")
+        await ledger.start("r_3")
+        await ledger.finish("r_3", FAILURE)
+        now = 1030.0
+        gauges = await ledger.gauges()
+        assert gauges["port_webhook_runs"] == {(("state", s),): 1 for s in ("queued", "running", "reporting")}
+        assert gauges["port_webhook_reports_waiting"] == {(): 1}
+        assert gauges["port_webhook_oldest_unreported_seconds"] == {(): 30}
+        assert gauges["port_webhook_ledger_commits_total"] == {(): 6}
+        assert gauges["port_webhook_ledger_rows_total"] == {(): 8}
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_lost_key_ends_synchronous_runs_too(tmp_path: Path) -> None:
+    async def before(ledger: Ledger) -> None:
+        await ledger.claim("s_1", "route", "sync", b"h", b"")
+
+    async def after(ledger: Ledger) -> None:
+        found = await ledger.lookup("s_1", "route", b"h")
+        assert found is not None
+        assert found.state == "done"
+
+    run(tmp_path / "ledger.db", before)
+    run(tmp_path / "ledger.db", after, key=bytes(32))
+
+
+def test_sizes_on_disk(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await accept(ledger, "r_1", b"12345")
+        text = "SELECT length(payload), length(body_hash) FROM runs"
+        # A nonce of 12 bytes, the text, and a tag of 16.
+        assert await ledger._submit(lambda c: c.execute(text).fetchone()) == (33, 32)
+
+    path = tmp_path / "new" / "folder" / "ledger.db"
+    run(path, scenario, scenario_of_nothing)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def scenario_of_nothing(ledger: Ledger) -> None:
+    """Opens what another one has made."""
+
+
+def test_a_ledger_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "ledger.db").write_bytes(b"not a database" * 1000)
+
+    async def main() -> None:
+        with pytest.raises(LedgerError, match="move it away"):
+            Ledger(tmp_path / "file" / "ledger.db", KEY, "1:1.0:x").open()
+        with pytest.raises(LedgerError, match="move it away") as caught:
+            Ledger(tmp_path / "ledger.db", KEY, "1:1.0:x").open()
+        assert caught.value.__cause__ is not None
+        opened = {file.path for file in psutil.Process().open_files()}
+        assert str(tmp_path / "ledger.db") not in opened
+
+    asyncio.run(main())
+
+
+def test_closing_stores_what_waits_and_ends_the_writer(tmp_path: Path) -> None:
+    async def main() -> None:
+        ledger = Ledger(tmp_path / "ledger.db", KEY, "1:1.0:x")
+        ledger.report("r_1", "log", {})  # before it is open, nobody can store it
+        ledger.open()
+        (writer,) = (thread for thread in threading.enumerate() if thread.name == "ledger")
+        assert writer.daemon
+        ledger.report("r_1", "log", {"n": 1})
+        ledger._put_unwatched(lambda c: time.sleep(0.1) or 0)
+        await ledger.close()
+        assert not writer.is_alive()
+        ledger.report("r_1", "log", {"n": 2})
+        await ledger.close()
+
+    asyncio.run(main())
+
+    async def after(ledger: Ledger) -> None:
+        assert [report.body for report in await ledger.reports("r_1")] == [{"n": 1}]
+
+    run(tmp_path / "ledger.db", after)
+
+
+def test_a_report_that_cannot_be_stored_raises_nowhere(tmp_path: Path) -> None:
+    complaints: list[object] = []
+
+    async def scenario(ledger: Ledger) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        text = "CREATE TRIGGER t BEFORE INSERT ON reports BEGIN SELECT RAISE(ABORT, 'forbidden'); END"
+        await ledger._submit(lambda c: c.execute(text).rowcount)
+        ledger.report("r_1", "log", {})
+        assert await ledger.reports("r_1") == []
+        gc.collect()
+
+    run(tmp_path / "ledger.db", scenario)
+    assert complaints == []
