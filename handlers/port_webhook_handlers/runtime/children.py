@@ -40,6 +40,7 @@ _WATCH_SECONDS: Final = 0.02
 
 OnMessage = Callable[[dict[str, Any]], None]
 OnSpawn = Callable[[str], Awaitable[None]]
+Then = Callable[[Outcome | None], None]
 
 
 class NotStartedError(Exception):
@@ -47,21 +48,23 @@ class NotStartedError(Exception):
 
 
 class _Job:
-    __slots__ = ("deadline", "future", "line", "on_message", "run_id", "seconds")
+    __slots__ = ("deadline", "line", "on_message", "run_id", "seconds", "then")
 
     def __init__(
-        self, run_id: str, line: bytes, seconds: float, on_message: OnMessage, loop: asyncio.AbstractEventLoop
+        self, run_id: str, line: bytes, seconds: float, on_message: OnMessage, now: float, then: Then
     ) -> None:
         self.run_id = run_id
         self.line = line
         self.seconds = seconds
-        self.deadline = loop.time() + seconds
+        self.deadline = now + seconds
         self.on_message = on_message
-        self.future: asyncio.Future[Outcome] = loop.create_future()
+        self.then: Then | None = then
 
-    def end(self, outcome: Outcome) -> None:
-        if not self.future.done():
-            self.future.set_result(outcome)
+    def end(self, outcome: Outcome | None) -> None:
+        """Tells how it ended, once; None: it was not started in time."""
+        then, self.then = self.then, None
+        if then is not None:
+            then(outcome)
 
 
 class _Child(asyncio.Protocol):
@@ -261,11 +264,12 @@ class ChildPool:
         except OSError as error:
             return self._not_spawned(error, run_id)
         text = request if isinstance(request, bytes) else line(request)
-        job = _Job(run_id, text, seconds, on_message, asyncio.get_running_loop())
-        child.send(job)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Outcome] = loop.create_future()
+        child.send(_Job(run_id, text, seconds, on_message, loop.time(), _into(ended)))
         self._watch()
         try:
-            outcome = await job.future
+            outcome = await ended
         except asyncio.CancelledError:
             child.kill()
             raise
@@ -294,13 +298,33 @@ class ChildPool:
         Raises:
             NotStartedError: it waited so long.
         """
+        ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.submit(run_id, route, handler, request, seconds, limit, on_message, _into(ended))
+        return await ended
+
+    def submit(
+        self,
+        run_id: str,
+        route: str,
+        handler: str,
+        request: bytes,
+        seconds: float,
+        limit: int,
+        on_message: OnMessage,
+        then: Then,
+    ) -> None:
+        """As `run_shared`, without a coroutine.
+
+        Args:
+            run_id, route, handler, request, seconds, limit, on_message: as in `run_shared`.
+            then: called with the outcome, or with None if it was not started; must not raise.
+        """
         known = self._routes.get(route)
         if known is None:
             known = self._routes[route] = _Route(handler, limit)
-        job = _Job(run_id, request, seconds, on_message, asyncio.get_running_loop())
-        known.waiting.append(job)
+        now = asyncio.get_running_loop().time()
+        known.waiting.append(_Job(run_id, request, seconds, on_message, now, then))
         self._assign_soon()
-        return await job.future
 
     async def trim(self) -> None:
         """Ends children that have been idle for long, or are too many."""
@@ -325,7 +349,7 @@ class ChildPool:
             self._watching.cancel()
         for route in self._routes.values():
             while route.waiting:
-                _refuse(route.waiting.popleft())
+                route.waiting.popleft().end(None)
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -344,8 +368,7 @@ class ChildPool:
                 if child is None:
                     break
                 job = route.waiting.popleft()
-                if not job.future.done():
-                    child.send(job)
+                child.send(job)
             self._grow(name, route)
         self._watch()
 
@@ -442,8 +465,8 @@ class ChildPool:
                 child.withdraw()
         for route in self._routes.values():
             busy = busy or bool(route.waiting)
-            while route.waiting and (route.waiting[0].future.done() or now >= route.waiting[0].deadline):
-                _refuse(route.waiting.popleft())
+            while route.waiting and now >= route.waiting[0].deadline:
+                route.waiting.popleft().end(None)
         if busy:
             self._watch()
 
@@ -603,9 +626,16 @@ def line(request: Mapping[str, Any]) -> bytes:
     return json.dumps(request, separators=(",", ":")).encode() + b"\n"
 
 
-def _refuse(job: _Job) -> None:
-    if not job.future.done():
-        job.future.set_exception(NotStartedError())
+def _into(future: asyncio.Future[Outcome]) -> Then:
+    def then(outcome: Outcome | None) -> None:
+        if future.done():
+            return
+        if outcome is None:
+            future.set_exception(NotStartedError())
+        else:
+            future.set_result(outcome)
+
+    return then
 
 
 def _death(code: int | None) -> str:

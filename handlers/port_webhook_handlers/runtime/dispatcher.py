@@ -19,13 +19,14 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.port.encryption import DecryptionError
 from port_webhook_handlers.process import ProcessIdentity
-from port_webhook_handlers.runtime.children import ChildPool, NotStartedError, kill_orphan, line
+from port_webhook_handlers.runtime.children import ChildPool, kill_orphan, line
 from port_webhook_handlers.runtime.claims import Answer, LedgerError
 from port_webhook_handlers.runtime.config import ListenerConfig
 from port_webhook_handlers.runtime.execution import (
@@ -141,29 +142,76 @@ class Dispatcher:
 
     async def answer(self, invocation: Invocation, seconds: float) -> Answer:
         """Executes a synchronous run and stores its answer."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def then(answer: Answer, _: bytes) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        self.begin(invocation, seconds, then)
+        return await answered
+
+    def begin(self, invocation: Invocation, seconds: float, then: Callable[[Answer, bytes], None]) -> None:
+        """As `answer`, without a coroutine.
+
+        Args:
+            invocation, seconds: as in `answer`.
+            then: called with the answer, and its body as JSON, once it is stored; must not raise.
+        """
         run_id, route = invocation.run_id, invocation.route
         began = time.monotonic()
-        answer = Answer(
-            503, {"error": "overloaded", "message": "No process was free for the handler in time."}
-        )
-        try:
-            outcome = await self._execute(run_id, route, invocation.body, 1, seconds, invocation.raw)
-        except NotStartedError:
-            pass
-        else:
-            answer = answer_of(run_id, outcome)
+        on_message, sent = self._messages(run_id)
+
+        def ended(outcome: Outcome | None) -> None:
+            if outcome is None:
+                message = "No process was free for the handler in time."
+                self._answered(run_id, Answer(503, {"error": "overloaded", "message": message}), then)
+                return
+            outcome = self._stopped(outcome)
             self._ended(run_id, route.name, outcome, began)
-            # Port lists entities under a run only while it is open, and the answer ends it.
-            left = seconds - (time.monotonic() - began)
-            await self._outbox.flush(max(0.0, min(_FLUSH_SECONDS, left)), run_id)
+            answer = answer_of(run_id, outcome)
+            if sent():
+                # Port lists entities under a run only while it is open, and the answer ends it.
+                left = seconds - (time.monotonic() - began)
+                self._keep(self._flushed(run_id, max(0.0, min(_FLUSH_SECONDS, left)), answer, then))
+            else:
+                self._answered(run_id, answer, then)
+
         try:
-            await self._ledger.answer(run_id, answer)
-        except LedgerError as error:
-            self._log("answer not stored", run=run_id, error=str(error))
-            task = asyncio.ensure_future(self._stored(lambda: self._ledger.answer(run_id, answer), run_id))
-            self._storing.add(task)
-            task.add_done_callback(self._storing.discard)
-        return answer
+            request = self._encoded(run_id, route, invocation.body, 1, seconds, invocation.raw)
+        except DecryptionError as error:
+            ended(_undecrypted(error))
+            return
+        self._pool.submit(
+            run_id, route.name, route.handler, request, seconds, route.max_concurrency, on_message, ended
+        )
+
+    async def _flushed(
+        self, run_id: str, seconds: float, answer: Answer, then: Callable[[Answer, bytes], None]
+    ) -> None:
+        await self._outbox.flush(seconds, run_id)
+        self._answered(run_id, answer, then)
+
+    def _answered(self, run_id: str, answer: Answer, then: Callable[[Answer, bytes], None]) -> None:
+        try:
+            text = compact(answer.body).encode()
+        except ValueError:
+            # A handler's process may send what is not quite JSON.
+            answer = Answer(500, {"error": "handler_error", "message": "The response is not JSON."})
+            text = compact(answer.body).encode()
+
+        def stored(error: LedgerError | None) -> None:
+            if error is not None:
+                self._log("answer not stored", run=run_id, error=str(error))
+                self._keep(self._stored(lambda: self._ledger.answer(run_id, answer), run_id))
+            then(answer, text)
+
+        self._ledger.answer_soon(run_id, answer.status, text, stored)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
 
     # Life
 
@@ -351,19 +399,31 @@ class Dispatcher:
         body: Mapping[str, Any],
         attempt: int,
         seconds: float,
-        raw: bytes | None = None,
+        raw: bytes,
     ) -> Outcome:
         try:
-            request = (
-                # One line, and what was signed is not written anew.
-                self._line(run_id, route, raw, attempt, seconds)
-                if raw is not None and b"\n" not in raw and not route.encrypted_inputs
-                else line(self._request(run_id, route, body, attempt, seconds))
-            )
+            request = self._encoded(run_id, route, body, attempt, seconds, raw)
         except DecryptionError as error:
-            return Outcome(
-                "FAILURE", f"An encrypted input cannot be read: {error}.", error_type="DecryptionError"
-            )
+            return _undecrypted(error)
+        on_message, _ = self._messages(run_id)
+        self._log("run started", run=run_id, route=route.name, attempt=attempt)
+        return self._stopped(await self._pool.run(run_id, route.name, request, seconds, on_message))
+
+    def _stopped(self, outcome: Outcome) -> Outcome:
+        if outcome.interrupted and self._draining:
+            return dataclasses.replace(outcome, summary=STOPPED)
+        return outcome
+
+    def _encoded(
+        self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float, raw: bytes
+    ) -> bytes:
+        if b"\n" not in raw and not route.encrypted_inputs:
+            # One line, and what was signed is not written anew.
+            return self._line(run_id, route, raw, attempt, seconds)
+        return line(self._request(run_id, route, body, attempt, seconds))
+
+    def _messages(self, run_id: str) -> tuple[Callable[[dict[str, Any]], None], Callable[[], int]]:
+        """Passes on what a child reports; and how many messages that were."""
         sent = 0
 
         def on_message(message: dict[str, Any]) -> None:
@@ -374,16 +434,7 @@ class Dispatcher:
             elif sent == MAX_REPORTS + 1:
                 self._report(run_id, {"log": f"(after {MAX_REPORTS} reports the rest is left out)"})
 
-        if route.mode == "sync":
-            outcome = await self._pool.run_shared(
-                run_id, route.name, route.handler, request, seconds, route.max_concurrency, on_message
-            )
-        else:
-            self._log("run started", run=run_id, route=route.name, attempt=attempt)
-            outcome = await self._pool.run(run_id, route.name, request, seconds, on_message)
-        if outcome.interrupted and self._draining:
-            outcome = dataclasses.replace(outcome, summary=STOPPED)
-        return outcome
+        return on_message, lambda: sent
 
     def _report(self, run_id: str, message: Mapping[str, Any]) -> None:
         for kind, body in reports_of(message, self._log.redact):
@@ -434,3 +485,7 @@ class Dispatcher:
             error_type=outcome.error_type or None,
             seconds=round(time.monotonic() - began, 3),
         )
+
+
+def _undecrypted(error: DecryptionError) -> Outcome:
+    return Outcome("FAILURE", f"An encrypted input cannot be read: {error}.", error_type="DecryptionError")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections import deque
 from http import HTTPStatus
@@ -58,6 +59,8 @@ class HttpServer:
         self.closing = False
         self.connections: set[_Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.answering = 0
+        self._idle: asyncio.Future[None] | None = None
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -78,12 +81,19 @@ class HttpServer:
         self.refuse_connections()
         for connection in list(self.connections):
             connection.close_if_idle()
-        if self.tasks:
-            await asyncio.wait(self.tasks, timeout=seconds)
+        if self.answering:
+            self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._idle], timeout=seconds)
         for connection in list(self.connections):
             connection.abort()
         if self._sweeper is not None:
             self._sweeper.cancel()
+
+    def answered(self) -> None:
+        """One request less is being answered."""
+        self.answering -= 1
+        if not self.answering and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -261,8 +271,13 @@ class _Connection(asyncio.Protocol):
     def _serve(self, request: _Request) -> None:
         self._busy = True
         response = request.refusal or _misaddressed(request.headers, self._server.hosts)
+        self._server.answering += 1
         if response is not None:
             self._write(request, response)
+            return
+        path = _path(request)
+        respond = functools.partial(self._write, request)
+        if self._server.receiver.serve(request.method, path, request.headers, request.body, respond):
             return
         # Nothing cancels it: a run that was claimed must go on when its sender goes away.
         task = self._loop.create_task(self._answer(request))
@@ -285,6 +300,7 @@ class _Connection(asyncio.Protocol):
         if not keep:
             head += b"connection: close\r\n"
         self._busy = False
+        self._server.answered()
         if self._transport.is_closing():
             return
         self._transport.write(head + b"\r\n" + (b"" if request.method == "HEAD" else response.body))

@@ -37,9 +37,10 @@ _BULK_ROWS: Final = 64
 _NONCE_BYTES: Final = 12
 _KEY_CHECK: Final = "key"
 
+# Rows lie in the order of their arrival: by run id, which is random, every claim would write a page of its own.
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS runs (
-  run_id TEXT PRIMARY KEY,
+  run_id TEXT NOT NULL PRIMARY KEY,
   route TEXT NOT NULL,
   mode TEXT NOT NULL,
   body_hash BLOB NOT NULL,
@@ -53,7 +54,7 @@ CREATE TABLE IF NOT EXISTS runs (
   not_before REAL NOT NULL DEFAULT 0,
   accepted_at REAL NOT NULL,
   updated_at REAL NOT NULL
-) WITHOUT ROWID;
+);
 CREATE INDEX IF NOT EXISTS runs_open ON runs(state, accepted_at) WHERE state != 'done';
 CREATE INDEX IF NOT EXISTS runs_done ON runs(updated_at) WHERE state = 'done';
 CREATE TABLE IF NOT EXISTS reports (
@@ -117,10 +118,13 @@ class _Sealer:
         return self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], run_id.encode())
 
 
+Then = Callable[[Any, BaseException | None], None]
+
+
 @dataclass(slots=True)
 class _Operation:
     run: Callable[[sqlite3.Connection], Any]
-    future: asyncio.Future[Any]
+    then: Then | None
     single: bool
     bulk: str = ""
     row: tuple[Any, ...] = ()
@@ -168,6 +172,8 @@ class Ledger:
             connection.execute("PRAGMA journal_mode=WAL")
             # In WAL mode FULL is what makes a commit survive a loss of power, not just of the process.
             connection.execute("PRAGMA synchronous=FULL")
+            # Pages that change again and again are copied less often.
+            connection.execute("PRAGMA wal_autocheckpoint=4000")
             connection.executescript(_SCHEMA)
             self._check_key(connection)
         except (OSError, sqlite3.Error) as error:
@@ -247,6 +253,43 @@ class Ledger:
             return Claim(True, True, state, owner, refusal, 0)
         return self._claim(run_id, route, body_hash, *found)
 
+    def claim_soon(
+        self,
+        run_id: str,
+        route: str,
+        body_hash: bytes,
+        then: Callable[[Claim | None, LedgerError | None], None],
+    ) -> None:
+        """As `claim` of a synchronous run, without a coroutine.
+
+        Args:
+            run_id, route, body_hash: as in `claim`.
+            then: called with the claim when it is on disk, or with the error; must not raise.
+        """
+        now = self._clock()
+        row = (
+            *(run_id, route, "sync", self._sealer.mark(body_hash), "running"),
+            *(self.owner, None, None, now, now),
+        )
+
+        def operation(connection: sqlite3.Connection) -> Any:
+            if connection.execute(_bulk("claim", 1), row).rowcount == 1:
+                return None
+            return False, *connection.execute(_LOOKUP, (run_id,)).fetchone()
+
+        def claimed(found: Any, error: BaseException | None) -> None:
+            if error is not None:
+                then(None, _ledger_error(error))
+            elif found is None:
+                then(Claim(True, True, "running", self.owner, None, 0), None)
+            else:
+                then(self._claim(run_id, route, body_hash, *found), None)
+
+        if self._closed:
+            then(None, LedgerError("the ledger is closed"))
+        else:
+            self._put(_Operation(operation, claimed, True, "claim", row))
+
     async def claim_many(self, claims: Sequence[tuple[str, str, bytes, bytes]]) -> list[bool]:
         """Claims many asynchronous runs at once, which costs a fraction of as many single claims.
 
@@ -287,8 +330,36 @@ class Ledger:
 
     async def answer(self, run_id: str, answer: Answer) -> None:
         """Ends a synchronous run with its answer."""
-        row = (run_id, self._seal_json(run_id, [answer.status, answer.body]), self._clock())
+        row = self._answer_row(run_id, answer.status, compact(answer.body).encode())
         await self._submit(lambda c: c.execute(_bulk("answer", 1), row).rowcount, bulk="answer", row=row)
+
+    def answer_soon(
+        self, run_id: str, status: int, text: bytes, then: Callable[[LedgerError | None], None]
+    ) -> None:
+        """As `answer`, without a coroutine.
+
+        Args:
+            run_id: Port's run id.
+            status: HTTP status.
+            text: the answer's body, JSON.
+            then: called when the answer is on disk, or with the error; must not raise.
+        """
+        if self._closed:
+            then(LedgerError("the ledger is closed"))
+            return
+        row = self._answer_row(run_id, status, text)
+        self._put(
+            _Operation(
+                lambda c: c.execute(_bulk("answer", 1), row).rowcount,
+                lambda _, error: then(None if error is None else _ledger_error(error)),
+                True,
+                "answer",
+                row,
+            )
+        )
+
+    def _answer_row(self, run_id: str, status: int, text: bytes) -> tuple[Any, ...]:
+        return run_id, self._sealer.seal(run_id, b"[%d,%b]" % (status, text)), self._clock()
 
     # Execution
 
@@ -397,9 +468,7 @@ class Ledger:
     def _put_unwatched(self, run: Callable[[sqlite3.Connection], int]) -> None:
         if self._closed or self._loop is None:
             return
-        future: asyncio.Future[int] = self._loop.create_future()
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._put(_Operation(run, future, True))
+        self._put(_Operation(run, None, True))
 
     async def reports(self, run_id: str, limit: int = 50) -> list[Report]:
         """The next reports of a run, in order."""
@@ -622,7 +691,16 @@ class Ledger:
         if self._closed or self._loop is None:
             raise LedgerError("the ledger is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._put(_Operation(run, future, single, bulk, row))
+
+        def then(result: T, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._put(_Operation(run, then, single, bulk, row))
         return await future
 
     def _put(self, operation: _Operation) -> None:
@@ -751,9 +829,9 @@ def _apply(connection: sqlite3.Connection, operation: _Operation) -> None:
 
 def _resolve(group: Iterable[_Operation]) -> None:
     for operation in group:
-        if operation.future.done():
-            continue
-        if operation.error is not None:
-            operation.future.set_exception(operation.error)
-        else:
-            operation.future.set_result(operation.result)
+        if operation.then is not None:
+            operation.then(operation.result, operation.error)
+
+
+def _ledger_error(error: BaseException) -> LedgerError:
+    return error if isinstance(error, LedgerError) else LedgerError(f"nothing was stored: {error}")

@@ -131,6 +131,29 @@ class Invocation:
     raw: bytes
 
 
+Respond = Callable[[Response], None]
+
+
+class QuickLedger(Protocol):
+    """A ledger in this process, which claims without a coroutine."""
+
+    def claim_soon(
+        self,
+        run_id: str,
+        route: str,
+        body_hash: bytes,
+        then: Callable[[Claim | None, LedgerError | None], None],
+    ) -> None:
+        """Claims a synchronous run; `then` gets the claim, on disk, or the error."""
+
+
+class QuickExecutor(Protocol):
+    """An executor in this process, which answers without a coroutine."""
+
+    def begin(self, invocation: Invocation, seconds: float, then: Callable[[Answer, bytes], None]) -> None:
+        """Executes a claimed synchronous run; `then` gets its stored answer, and the body of that as JSON."""
+
+
 class Executor(Protocol):
     """What the receiver hands runs to."""
 
@@ -161,6 +184,7 @@ class Receiver:
         log, metrics: where requests are noted.
         clock: seconds since the epoch.
         eager: compile all validators of inputs now.
+        quick: ledger and executor again, where they are in this process.
 
     Raises:
         ValueError: a route's input schema is not one.
@@ -180,7 +204,9 @@ class Receiver:
         clock: Callable[[], float] = time.time,
         *,
         eager: bool = True,
+        quick: tuple[QuickLedger, QuickExecutor] | None = None,
     ) -> None:
+        self._quick = quick
         self._digest = digest
         self._secrets = secrets
         self._ledger = ledger
@@ -197,7 +223,9 @@ class Receiver:
         }
         self._agent_probes = any(route.scheme == "official-agent" for route in manifest.routes.values())
         self._health = json_bytes({"status": "ok", "nonce": nonce, "digest": digest})
-        self._answers: dict[str, asyncio.Task[Answer]] = {}
+        # Runs that are being answered here; the future is made for the first repeat that waits.
+        self._answers: dict[str, asyncio.Future[Any] | None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
         self.overloaded = False
 
@@ -210,23 +238,95 @@ class Receiver:
             headers: names in lower case.
             body: at most `limits.max_body_bytes`; the adapter answers larger ones by `too_large()`.
         """
-        reason = ""
+        return await self._counted(self._handle(method, path, headers, body), path)
+
+    def serve(self, method: str, path: str, headers: Headers, body: bytes, respond: Respond) -> bool:
+        """As `handle`, for requests that need no coroutine: the synchronous runs of this process.
+
+        A task, its futures and the frames between them cost more than verification and claim together.
+
+        Args:
+            method, path, headers, body: as in `handle`.
+            respond: called once with the answer, now or later.
+
+        Returns:
+            False if the request is none of those and `handle` must answer it.
+        """
+        route = self._by_path.get(path)
+        if self._quick is None or route is None or route.mode != "sync":
+            return False
         try:
-            response = await self._handle(method, path, headers, body)
-        except RefusedError as refusal:
-            reason = refusal.reason
-            response = refusal.response
-            self._log("refused", reason=reason, status=refusal.status, path=path[:200])
+            invocation = self._invocation(route, method, headers, body)
+            refusal = self._refusal(invocation)
+            if refusal is not None:
+                raise refusal
+            body_hash = _hash(invocation.body)
         except Exception as error:  # noqa: BLE001
+            respond(self._failed(error, path))
+            return True
+
+        def claimed(claim: Claim | None, error: LedgerError | None) -> None:
+            if claim is not None and claim.new:
+                self._begin(invocation, path, respond)
+            else:
+                self._go_on(self._answer_to(claim, error, invocation, body_hash), path, respond)
+
+        self._quick[0].claim_soon(invocation.run_id, route.name, body_hash, claimed)
+        return True
+
+    def _begin(self, invocation: Invocation, path: str, respond: Respond) -> None:
+        assert self._quick is not None  # noqa: S101
+        run_id, route = invocation.run_id, invocation.route
+        self._answers[run_id] = None
+
+        def answered(answer: Answer, text: bytes) -> None:
+            waiting = self._answers.pop(run_id, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+            self._count(answer.status, "")
+            respond(Response(answer.status, text))
+
+        try:
+            seconds = min(route.timeout_seconds, self._limits.sync_deadline_seconds)
+            self._quick[1].begin(invocation, seconds, answered)
+        except Exception as error:  # noqa: BLE001
+            self._answers.pop(run_id, None)
+            respond(self._failed(error, path))
+
+    def _go_on(self, work: Awaitable[Response], path: str, respond: Respond) -> None:
+        import asyncio
+
+        async def finish() -> None:
+            respond(await self._counted(work, path))
+
+        task = asyncio.ensure_future(finish())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _counted(self, work: Awaitable[Response], path: str) -> Response:
+        try:
+            response = await work
+        except Exception as error:  # noqa: BLE001
+            return self._failed(error, path)
+        self._count(response.status, "")
+        return response
+
+    def _failed(self, error: Exception, path: str) -> Response:
+        """The answer to a request that was refused, or at which the listener failed."""
+        if isinstance(error, RefusedError):
+            reason, response = error.reason, error.response
+            self._log("refused", reason=reason, status=error.status, path=path[:200])
+        else:
             reason = "internal"
             self._log.error("request failed", error, path=path[:200])
             response = Response(
                 500, json_bytes({"error": "internal", "message": "The listener failed; see its log."})
             )
-        self._metrics.count(
-            "port_webhook_requests_total", ("status", str(response.status)), ("reason", reason)
-        )
+        self._count(response.status, reason)
         return response
+
+    def _count(self, status: int, reason: str) -> None:
+        self._metrics.count("port_webhook_requests_total", ("status", str(status)), ("reason", reason))
 
     def too_large(self, path: str) -> Response:
         """The answer to a body above the limit."""
@@ -464,19 +564,26 @@ class Receiver:
         raise RefusedError(503, "not_stored", "The run could not be stored and was not started.") from None
 
     async def _answer(self, invocation: Invocation) -> Response:
+        body_hash = _hash(invocation.body)
+        try:
+            claim = await self._ledger.claim(
+                invocation.run_id, invocation.route.name, "sync", body_hash, invocation.raw
+            )
+        except LedgerError as error:
+            return await self._answer_to(None, error, invocation, body_hash)
+        return await self._answer_to(claim, None, invocation, body_hash)
+
+    async def _answer_to(
+        self, claim: Claim | None, error: LedgerError | None, invocation: Invocation, body_hash: bytes
+    ) -> Response:
         # Here, because a cold start on Lambda has no event loop on the path to an acceptance.
         import asyncio
 
         run_id, route = invocation.run_id, invocation.route
         seconds = min(route.timeout_seconds, self._limits.sync_deadline_seconds)
-        body_hash = _hash(invocation.body)
-        try:
-            claim = await self._ledger.claim(run_id, route.name, "sync", body_hash, invocation.raw)
-        except LedgerError as error:
+        if claim is None:
             self._log("not stored", run=run_id, route=route.name, error=str(error))
-            raise RefusedError(
-                503, "not_stored", "The run could not be stored and was not started."
-            ) from None
+            raise RefusedError(503, "not_stored", "The run could not be stored and was not started.")
         if not claim.same:
             raise _reused()
         if claim.new:
@@ -499,8 +606,10 @@ class Receiver:
             left = until - time.monotonic()
             if left <= 0:
                 raise RefusedError(504, "still_running", "The first request of this run has no answer yet.")
-            running = self._answers.get(invocation.run_id)
-            if running is not None:
+            if invocation.run_id in self._answers:
+                running = self._answers[invocation.run_id]
+                if running is None:
+                    running = self._answers[invocation.run_id] = asyncio.get_running_loop().create_future()
                 await asyncio.wait([running], timeout=left)
             else:
                 # Another process executes it, during an exchange of servers.

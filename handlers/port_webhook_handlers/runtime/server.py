@@ -125,6 +125,7 @@ class Server:
                 config.limits,
                 self._log,
                 self.metrics,
+                quick=(self.ledger, self.dispatcher),
             )
             self.agent = (
                 None
