@@ -120,6 +120,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                             "TEAMS_URL",
                             "SMTP_PASSWORD",
                             "RESOURCE_SECRET",
+                            "ENQUEUE_TOKEN",
                         )
                     },
                     "port-webhook-stack:handlerSettings": {
