@@ -37,6 +37,7 @@ SECRET = "organisation-secret-0123456789-0123456789"
 LATENCY_SECONDS = 0.020
 CONCURRENCY = 32
 STEADY_PER_SECOND = 20
+FIRST = tuple(f"r_first{number}" for number in range(20))
 API_ANSWER = b'{"ok":true,"accessToken":"t","expiresIn":10800,"tokenType":"Bearer"}'
 
 
@@ -257,6 +258,12 @@ def official_style(topic: Any, api: str, target: str, count: int, group: str) ->
         consumer.close()
 
 
+def warm_up(topic: Any, target: str) -> None:
+    """The first messages open connections and load code."""
+    topic.send(f"{target}/ship", *FIRST)
+    until(lambda: set(FIRST) <= set(ask(target)["arrivals"]))
+
+
 def steady(topic: Any, target: str, prefix: str, seconds: int) -> float:
     """99th percentile of the time from a produced message to its delivery, at a rate that saturates nobody."""
     ask(target, "/_reset")
@@ -386,15 +393,15 @@ def run(small: bool) -> Iterator[tuple[str, float]]:
         with stub() as api, stub() as fast:
             topic = Topic(home, "bench3", SECRET)
             agent = forward(topic, folder, api, fast, 0, "steady").until_ready()
+            warm_up(topic, fast)
             ours = steady(topic, fast, "a", seconds)
             agent.stop()
             topic = Topic(home, "bench4", SECRET)
-            total = STEADY_PER_SECOND * seconds + 1
+            total = STEADY_PER_SECOND * seconds + len(FIRST)
             reader = subprocess.Popen(
                 [sys.executable, __file__, "--sequential", str(total), str(home), api, fast, topic.password]
             )
-            topic.send(f"{fast}/ship", "r_first")
-            until(lambda: "r_first" in ask(fast)["arrivals"])
+            warm_up(topic, fast)
             theirs = steady(topic, fast, "b", seconds)
             reader.wait(60)
             note(f"p99 {ours * 1000:.1f} ms; sequential {theirs * 1000:.1f} ms")

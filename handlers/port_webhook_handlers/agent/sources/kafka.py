@@ -34,6 +34,9 @@ _COMMIT_SECONDS: Final = 0.25
 _LAG_SECONDS: Final = 1.0
 _REVOKE_SECONDS: Final = 5.0
 _ASK_AGAIN_SECONDS: Final = 5.0
+# How long room is waited for before a pause, and how long at a time.
+_PAUSE_SECONDS: Final = 0.5
+_ROOM_SECONDS: Final = 0.002
 _RESUME_SHARE: Final = 0.75
 # Errors of one kind are logged once in this time.
 _QUIET_SECONDS: Final = 60.0
@@ -97,6 +100,7 @@ class KafkaSource:
         self._ended = asyncio.Event()
         self._paused = False
         self._fresh = False
+        self._full_since: float | None = None
         self._credentials_refused = False
         self._assigned = False
         self._lag = 0
@@ -177,8 +181,8 @@ class KafkaSource:
             )
             commit_at = lag_at = 0.0
             while not self._closing.is_set():
-                self._balance(consumer)
-                self._hand_over(consumer)
+                if self._balance(consumer):
+                    self._hand_over(consumer)
                 now = time.monotonic()
                 if now >= commit_at:
                     commit_at = now + _COMMIT_SECONDS
@@ -231,17 +235,33 @@ class KafkaSource:
     def _in_flight(self) -> int:
         return sum(watermark.open for watermark in self._watermarks.values())
 
-    def _balance(self, consumer: Any) -> None:
-        """Pauses at the bound, and resumes once there is room again."""
+    def _balance(self, consumer: Any) -> bool:
+        """Pauses at the bound, and resumes once there is room again. Returns whether to poll now.
+
+        A pause throws away what was fetched ahead, so at first room is waited for.
+        """
         bound, taken = self._limits.max_in_flight, self._in_flight()
-        full = taken >= bound or self._stopping.is_set()
-        if (full and not self._paused) or (self._paused and self._fresh):
+        if self._paused:
+            if self._fresh:
+                consumer.pause(consumer.assignment())
+            elif taken < bound * _RESUME_SHARE and not self._stopping.is_set():
+                self._paused = False
+                consumer.resume(consumer.assignment())
+        elif self._stopping.is_set() or (taken >= bound and self._is_long_full()):
             self._paused = True
             consumer.pause(consumer.assignment())
-        elif self._paused and taken < bound * _RESUME_SHARE and not self._stopping.is_set():
-            self._paused = False
-            consumer.resume(consumer.assignment())
+        elif taken >= bound:
+            self._closing.wait(_ROOM_SECONDS)
+            return False
+        else:
+            self._full_since = None
         self._fresh = False
+        return True
+
+    def _is_long_full(self) -> bool:
+        now = time.monotonic()
+        self._full_since = self._full_since or now
+        return now - self._full_since > _PAUSE_SECONDS
 
     def _hand_over(self, consumer: Any) -> None:
         # `consume` waits for a full batch, so the first message is waited for alone.
