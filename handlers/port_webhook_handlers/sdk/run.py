@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.sdk.errors import UndeclaredSecretError
 from port_webhook_handlers.sdk.redaction import Redactor
 from port_webhook_handlers.sdk.values import Entity, to_json
@@ -288,7 +288,7 @@ def check_size(value: object, what: str) -> None:
     Raises:
         ValueError: it is larger than one MiB.
     """
-    size = len(json.dumps(value, separators=(",", ":")))
+    size = 0 if value is None else len(compact(value))
     if size > _LARGEST_JSON:
         raise ValueError(f"{what} has {size} bytes; Port takes one MiB at most")
 
