@@ -44,9 +44,11 @@ PLUGINS = (
     "benchmark",
     "asyncio",
 )
-# The slowest module takes two seconds on an idle machine; a mutant that hangs is noticed, too.
-PATIENCE_SECONDS = 60
-JOBS = 3
+# A mutant that hangs is noticed, too: it gets this many times what the unchanged module takes.
+PATIENCE = 3.0
+LEAST_PATIENCE_SECONDS = 8.0
+# More than there are processors, because mutants that hang only wait.
+JOBS = 4
 # Where waiting for the disk takes no time: most of a ledger's tests is that.
 MEMORY = Path("/dev/shm")
 
@@ -266,28 +268,37 @@ def _test(target: Target, source: str, folder: Path) -> int:
         os._exit(code)
 
 
-def survivors(target: Target, chosen: Sequence[Mutant], folder: Path) -> Iterator[Mutant]:
-    """Those mutants that no test notices."""
+def survivors(target: Target, chosen: Sequence[Mutant], folder: Path, seconds: float) -> Iterator[Mutant]:
+    """Those mutants that no test notices within the time."""
     waiting = list(reversed(chosen))
     running: dict[int, tuple[Mutant, Path, float]] = {}
-    while waiting or running:
-        while waiting and len(running) < JOBS:
-            mutant = waiting.pop()
-            place = folder / str(mutant.number)
-            process = _test(target, mutant.source, place)
-            running[process] = (mutant, place, time.monotonic() + PATIENCE_SECONDS)
-        for process, (mutant, place, until) in list(running.items()):
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
-                del running[process]
-                if os.waitstatus_to_exitcode(status) == 0:
-                    yield mutant
-                if mutant.number >= 0:
-                    shutil.rmtree(place, ignore_errors=True)
-            elif time.monotonic() > until:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process, signal.SIGKILL)
-        time.sleep(0.01)
+    try:
+        while waiting or running:
+            while waiting and len(running) < JOBS:
+                mutant = waiting.pop()
+                place = folder / str(mutant.number)
+                process = _test(target, mutant.source, place)
+                running[process] = (mutant, place, time.monotonic() + seconds)
+            for process, (mutant, place, until) in list(running.items()):
+                ended, status = os.waitpid(process, os.WNOHANG)
+                if ended:
+                    del running[process]
+                    code = os.waitstatus_to_exitcode(status)
+                    if code == 0:
+                        yield mutant
+                    elif code in (4, 5):
+                        # Not a failed test, but none at all.
+                        raise RuntimeError((place / "output").read_text())
+                    if mutant.number >= 0:
+                        shutil.rmtree(place, ignore_errors=True)
+                elif time.monotonic() > until:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process, signal.SIGKILL)
+            time.sleep(0.01)
+    finally:
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
 
 
 def _prepare() -> None:
@@ -328,11 +339,13 @@ def main() -> int:
             continue
         place = MEMORY if os.access(MEMORY, os.W_OK) else None
         with tempfile.TemporaryDirectory(prefix="port-webhook-mutation-", dir=place) as folder:
-            if not list(survivors(target, [Mutant(-1, 0, "", source)], Path(folder))):
+            begun = time.monotonic()
+            if not list(survivors(target, [Mutant(-1, 0, "", source)], Path(folder), 120)):
                 print((Path(folder) / "-1" / "output").read_text())
                 print(f"{name}: the tests fail without any change")
                 return 1
-            for mutant in survivors(target, chosen, Path(folder)):
+            patience = max(LEAST_PATIENCE_SECONDS, PATIENCE * (time.monotonic() - begun))
+            for mutant in survivors(target, chosen, Path(folder), patience):
                 reason = EQUIVALENT.get(f"{name} {mutant.made}", "")
                 failed = failed or not reason
                 equivalent += bool(reason)
