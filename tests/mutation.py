@@ -79,6 +79,23 @@ EQUIVALENT = {
     "signature VerificationError.__init__: super().__init__(reason): super().__init__(reason) removed": (
         "an exception keeps its arguments anyway"
     ),
+    "ledger module: _GROUP_ROWS: Final = 256: 256 plus one": ("a bound of throughput alone"),
+    "ledger module: _BULK_ROWS: Final = 64: 64 plus one": ("a bound of throughput alone"),
+    "ledger _Sealer.seal: self._random = os.urandom(_NONCE_BYTES * 256): 256 plus one": (
+        "how many nonces are drawn at once"
+    ),
+    "ledger _Sealer.seal: if not self._random:: not self._random if True": (
+        "nonces are drawn one at a time instead of many"
+    ),
+    "ledger Ledger.open: connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5, c: 5 plus one": (
+        "how long another process's lock is waited for"
+    ),
+    "ledger Ledger.open: connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5, c: 256 plus one": (
+        "a size of a cache"
+    ),
+    "ledger Ledger.open: connection.execute('PRAGMA synchronous=FULL'): connection.execute('PRAGMA synchronous=FULL') removed": (
+        "SQLite's own default unless it was built with another"
+    ),
 }
 
 
