@@ -19,6 +19,7 @@ import json
 import os
 import queue
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -830,7 +831,14 @@ def _apply(connection: sqlite3.Connection, operation: _Operation) -> None:
 def _resolve(group: Iterable[_Operation]) -> None:
     for operation in group:
         if operation.then is not None:
-            operation.then(operation.result, operation.error)
+            try:
+                operation.then(operation.result, operation.error)
+            except Exception:  # noqa: BLE001
+                # One that fails must not keep the rest of its group waiting; the loop logs it.
+                loop = asyncio.get_running_loop()
+                loop.call_exception_handler(
+                    {"message": "a result of the ledger was not taken", "exception": sys.exception()}
+                )
 
 
 def _ledger_error(error: BaseException) -> LedgerError:
