@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import requests
-from tests.fixtures_localport import LocalPort
+from tests.fixtures_localport import LocalPort, eventually
 from tests.kubernetes.control_plane import ControlPlane
 from tests.kubernetes.kubelet import Kubelet, RunningPod
 
@@ -40,8 +40,19 @@ class Stack:
             and not pod.terminating
         ]
 
+    def pod(self, component: str, replica: int = 0) -> RunningPod:
+        """A ready Pod of a Deployment, waited for if need be."""
+        found: list[RunningPod] = []
+
+        def ready() -> bool:
+            found[:] = self.pods(component)
+            return len(found) > replica
+
+        eventually(ready, WAIT, f"no replica {replica} of {component} is ready")
+        return found[replica]
+
     def url(self, replica: int = 0, component: str = "listener") -> str:
-        return f"http://127.0.0.1:{self.pods(component)[replica].port}"
+        return f"http://127.0.0.1:{self.pod(component, replica).port}"
 
     def define(self, route: str, replica: int = 0) -> None:
         """An action in Port that points at a replica."""

@@ -228,7 +228,9 @@ class Kubelet:
         if behaviour in ("done", "died"):
             self._play(pod, behaviour)
             return
-        self._mount(pod)
+        if not self._mount(pod):
+            pod.ended = True
+            return
         always = pod.manifest["spec"].get("restartPolicy", "Always") == "Always"
         job = pod.manifest["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name")
         while True:
@@ -342,36 +344,38 @@ class Kubelet:
                 start_new_session=True,
             )
 
-    def _mount(self, pod: RunningPod) -> None:
+    def _mount(self, pod: RunningPod) -> bool:
+        """Writes a Pod's volumes; False if it went away while one was missing."""
         pod.folder.mkdir(parents=True)
         base = f"/api/v1/namespaces/{pod.namespace}"
         for volume in pod.manifest["spec"]["volumes"]:
-            target = pod.folder / volume["name"]
-            if "secret" in volume:
-                self._write(target, f"{base}/secrets/{volume['secret']['secretName']}")
-            elif "configMap" in volume:
-                self._write(target, f"{base}/configmaps/{volume['configMap']['name']}")
-            elif "projected" in volume:
-                for source in volume["projected"]["sources"]:
-                    if "configMap" in source:
-                        self._write(target, f"{base}/configmaps/{source['configMap']['name']}")
+            sources = volume.get("projected", {}).get("sources", [volume])
+            paths = [
+                f"{base}/secrets/{source['secret']['secretName']}"
+                if "secret" in source
+                else f"{base}/configmaps/{source['configMap']['name']}"
+                for source in sources
+                if "secret" in source or "configMap" in source
+            ]
+            for path in paths:
+                found = self._call("GET", path)
+                # As a kubelet: a volume that is not there yet is waited for.
+                while found is None:
+                    if pod.terminating or self._stopped.wait(0.1):
+                        return False
+                    found = self._call("GET", path)
+                self._write(pod.folder / volume["name"], found)
+        return True
 
-    def _write(self, target: Path, path: str) -> None:
+    @staticmethod
+    def _write(target: Path, found: Manifest) -> None:
         target.mkdir(exist_ok=True)
-        until = time.monotonic() + 30
-        while (found := self._call("GET", path)) is None:
-            # As a kubelet: a volume that is not there yet is waited for.
-            assert time.monotonic() < until, f"{path} does not exist"
-            time.sleep(0.1)
-        encoded = {
-            **found.get("binaryData", {}),
-            **(found.get("data", {}) if found.get("kind") == "Secret" else {}),
-        }
+        plain = found.get("data", {}) if found["kind"] == "ConfigMap" else {}
+        encoded = found.get("data", {}) if found["kind"] == "Secret" else found.get("binaryData", {})
+        for key, value in plain.items():
+            (target / key).write_text(value)
         for key, value in encoded.items():
             (target / key).write_bytes(base64.b64decode(value))
-        if found.get("kind") == "ConfigMap":
-            for key, value in found.get("data", {}).items():
-                (target / key).write_text(value)
 
     def _status(self, pod: RunningPod, phase: str, state: Manifest, further: Manifest | None = None) -> None:
         running = "running" in state

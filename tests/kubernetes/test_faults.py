@@ -57,11 +57,11 @@ def test_no_run_is_lost_and_none_is_started_twice(stack: Stack, capsys: pytest.C
             time.sleep(2)
             stack.plane.start_api_server()
             eventually(lambda: len(runs) >= RUNS // 2, WAIT)
-            stack.kubelet.kill(stack.pods("dispatcher")[0])
+            stack.kubelet.kill(stack.pod("dispatcher"))
             eventually(lambda: len(runs) >= 3 * RUNS // 4, WAIT)
             # Gone for good: the next one has another name and must wait for the Lease.
             eventually(lambda: stack.pods("dispatcher"), WAIT, "the dispatcher does not come back")
-            dispatcher = stack.pods("dispatcher")[0]
+            dispatcher = stack.pod("dispatcher")
             stack.kubelet.kill(dispatcher)
             path = f"/api/v1/namespaces/{dispatcher.namespace}/pods/{dispatcher.name}"
             stack.plane.request("DELETE", path, {"gracePeriodSeconds": 0})

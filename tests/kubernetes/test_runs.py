@@ -24,9 +24,8 @@ def test_a_run_is_executed_reported_and_cleaned_up(stack: Stack) -> None:
     assert stack.kubelet.starts[name] == 1
     eventually(lambda: name not in {job["metadata"]["name"] for job in stack.jobs()}, WAIT, "the Job stays")
     # Its claim stays, so that a repeat is not executed.
-    assert [
-        s["metadata"]["labels"][names.STATE_LABEL] for s in stack.secrets() if s["metadata"]["name"] == name
-    ] == ["done"]
+    done = f"{names.STATE_LABEL}=done"
+    eventually(lambda: name in {s["metadata"]["name"] for s in stack.secrets(done)}, WAIT, "is not done")
     assert stack.send("work", run_id, 1).status_code in (202, 409)
     assert stack.kubelet.starts[name] == 1
 
@@ -110,14 +109,14 @@ def test_what_is_refused_ends_in_port(stack: Stack) -> None:
 
 def test_metrics_are_on_a_port_of_their_own(stack: Stack) -> None:
     for component in ("listener", "dispatcher"):
-        pod = stack.pods(component)[0]
+        pod = stack.pod(component)
         text = requests.get(f"http://127.0.0.1:{pod.metrics_port}/metrics", timeout=5).text
         assert "port_webhook_" in text
     assert requests.get(f"{stack.url()}/metrics", timeout=5).status_code == 404
 
 
 def test_a_listener_leaves_without_losing_a_request(stack: Stack) -> None:
-    pod = stack.pods("listener")[0]
+    pod = stack.pod("listener")
     assert pod.process is not None
     before = len(stack.pods("listener"))
     runs = [stack.port.execute("hello") for _ in range(3)]
@@ -140,7 +139,7 @@ def test_what_port_has_not_taken_outlives_the_dispatcher(stack: Stack) -> None:
         eventually(
             lambda: name in {s["metadata"]["name"] for s in stack.secrets(state)}, WAIT, "does not end"
         )
-        dispatcher = stack.pods("dispatcher")[0]
+        dispatcher = stack.pod("dispatcher")
         restarts = dispatcher.restarts
         stack.kubelet.kill(dispatcher)
         eventually(lambda: dispatcher.restarts > restarts and stack.pods("dispatcher"), WAIT)

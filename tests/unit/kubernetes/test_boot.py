@@ -49,7 +49,7 @@ def mount(root: Path, data: bytes, digest: str) -> None:
 def test_a_bundle_arrives_whole_whatever_the_number_of_pieces(
     tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cutting, "SHARD_BYTES", 64 * 1024)
+    monkeypatch.setattr(cutting, "SHARD_BYTES", 200 * 1024)
     data = archive(bundle, tmp_path / "b.zip").read_bytes()
     mount(tmp_path, data, bundle.digest)
     # Nothing else is mounted, so the Job ends with a failure that it can report itself.
