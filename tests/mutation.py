@@ -37,7 +37,6 @@ SLOW = (
 )  # fmt: skip
 PLUGINS = (
     "cacheprovider",
-    "timeout",
     "xdist",
     "xdist.looponfail",
     "hypothesispytest",
