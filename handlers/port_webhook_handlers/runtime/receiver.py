@@ -255,6 +255,7 @@ class Receiver:
         route = self._by_path.get(path)
         if self._quick is None or route is None or route.mode != "sync":
             return False
+        ledger, executor = self._quick
         try:
             invocation = self._invocation(route, method, headers, body)
             refusal = self._refusal(invocation)
@@ -267,15 +268,14 @@ class Receiver:
 
         def claimed(claim: Claim | None, error: LedgerError | None) -> None:
             if claim is not None and claim.new:
-                self._begin(invocation, path, respond)
+                self._begin(executor, invocation, path, respond)
             else:
                 self._go_on(self._answer_to(claim, error, invocation, body_hash), path, respond)
 
-        self._quick[0].claim_soon(invocation.run_id, route.name, body_hash, claimed)
+        ledger.claim_soon(invocation.run_id, route.name, body_hash, claimed)
         return True
 
-    def _begin(self, invocation: Invocation, path: str, respond: Respond) -> None:
-        assert self._quick is not None  # noqa: S101
+    def _begin(self, executor: QuickExecutor, invocation: Invocation, path: str, respond: Respond) -> None:
         run_id, route = invocation.run_id, invocation.route
         self._answers[run_id] = None
 
@@ -288,7 +288,7 @@ class Receiver:
 
         try:
             seconds = min(route.timeout_seconds, self._limits.sync_deadline_seconds)
-            self._quick[1].begin(invocation, seconds, answered)
+            executor.begin(invocation, seconds, answered)
         except Exception as error:  # noqa: BLE001
             self._answers.pop(run_id, None)
             respond(self._failed(error, path))

@@ -57,7 +57,12 @@ def schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 @given(st.recursive(schemas(st.just({})), schemas, max_leaves=3), values)
 def test_what_it_accepts_the_full_validator_accepts(schema: dict[str, Any], value: Any) -> None:
     if surely_valid(schema, value):
-        fastjsonschema.compile(schema)(value)
+        try:
+            validate = fastjsonschema.compile(schema)
+        except fastjsonschema.JsonSchemaDefinitionException:
+            # It requires what it does not allow: no form of ours can be like that.
+            return
+        validate(value)
 
 
 @pytest.mark.parametrize(
