@@ -31,7 +31,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the facade to its end and returns what it registered."""
 
-    def built(handlers: Sequence[str | Path], out: Path) -> Bundle:
+    def built(handlers: Sequence[str | Path], out: Path, settings: Any = None) -> Bundle:
         # Discovery starts an interpreter; the same source need not be discovered for every test.
         return _built(Path(handlers[0]).read_text(), Path(handlers[0]), out)
 
