@@ -28,13 +28,18 @@ def with_agent(
     }
 
 
-def identifiers(bodies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Identifiers in Port of the definitions that an agent delivers."""
+def identifiers(bodies: Mapping[str, Mapping[str, Any]], further: str) -> list[str]:
+    """Identifiers in Port of the definitions that an agent delivers.
+
+    Args:
+        bodies: bodies of the stack's definitions.
+        further: a type of invocation that goes to it whether or not it says so, `KAFKA` or `GITLAB`.
+    """
     return sorted(
         str(body["identifier"])
         for body in bodies.values()
         if body.get("invocationMethod", {}).get("agent") is True
-        or body.get("invocationMethod", {}).get("type") == "KAFKA"
+        or body.get("invocationMethod", {}).get("type") == further
     )
 
 

@@ -18,6 +18,8 @@ _KEYS: Final = (
     "actions",
     "allowedHosts",
     "mappingFile",
+    "caFile",
+    "gitlabUrl",
     "signature",
     "runLogs",
     "setTransport",
@@ -57,7 +59,13 @@ _NESTED: Final[Mapping[str, Mapping[str, str]]] = {
         "maxAgeSeconds": "max_age_seconds",
     },
 }
-_PLAIN: Final = {"runLogs": "run_logs", "setTransport": "set_transport", "signature": "signature"}
+_PLAIN: Final = {
+    "gitlabUrl": "gitlab_url",
+    "runLogs": "run_logs",
+    "setTransport": "set_transport",
+    "signature": "signature",
+}
+_FILES: Final = {"mappingFile": "mapping_file", "caFile": "ca_file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +122,7 @@ def parse(values: Mapping[str, Any], project: Path) -> AgentSettings:
     for nested, key in ((options["kafka"], "ca_file"),):
         if isinstance(nested.get(key), str):
             nested[key] = str(project / nested[key])
-    if "mappingFile" in values:
-        options["mapping_file"] = str(project / str(values["mappingFile"]))
+    options |= {name: str(project / str(values[key])) for key, name in _FILES.items() if key in values}
     settings = AgentSettings(
         source, sink, image, _texts(values, "actions"), _texts(values, "allowedHosts"), options
     )

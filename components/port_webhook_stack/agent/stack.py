@@ -45,7 +45,7 @@ def inside_listener(agent: AgentSettings, bodies: Bodies) -> dict[str, Any]:
     return {
         **agent.options,
         "source": agent.source,
-        "actions": definitions.identifiers(bodies) or ["-"],
+        "actions": definitions.identifiers(bodies, "KAFKA") or ["-"],
     }
 
 
@@ -63,7 +63,7 @@ def beside_listener(
     return LocalAgent(
         f"{name}-agent",
         source=agent.source,
-        actions=definitions.identifiers(bodies),
+        actions=definitions.identifiers(bodies, "GITLAB"),
         allowed_hosts=[listener, *definitions.hosts(bodies), *agent.allowed_hosts],
         secrets_version=deployed.secrets_version,
         options=agent.options,

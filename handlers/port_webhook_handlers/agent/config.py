@@ -110,6 +110,8 @@ class AgentConfig:
         actions: identifiers that this agent delivers; None: all.
         allowed_hosts: `host`, `host:port` or `*.domain` that may be called.
         mapping_file: JSON list that controls the payload, in the format of Port's own agent.
+        gitlab_url: address of GitLab, for invocations of the type GITLAB; the secret `<group>_<project>` is the
+            trigger token of a project.
         signature: what the outgoing signature is made over: `raw`, the bytes sent, or `official-agent`.
         verify_tls, ca_file: checks of a destination's certificate.
         run_logs: write a line into the run's log for each delivery.
@@ -130,6 +132,7 @@ class AgentConfig:
     actions: tuple[str, ...] | None = None
     allowed_hosts: tuple[str, ...] = ()
     mapping_file: Path | None = None
+    gitlab_url: str = "https://gitlab.com/"
     signature: str = "raw"
     verify_tls: bool = True
     ca_file: Path | None = None
@@ -150,6 +153,9 @@ class AgentConfig:
             raise AgentConfigError("agent: give either port_base_url or port_endpoint_file")
         if self.port_base_url is not None and urlsplit(self.port_base_url).scheme not in ("http", "https"):
             raise AgentConfigError(f"agent.port_base_url: {self.port_base_url!r} is not an http or https URL")
+        gitlab = urlsplit(self.gitlab_url)
+        if gitlab.scheme not in ("http", "https") or not gitlab.hostname:
+            raise AgentConfigError(f"agent.gitlab_url: {self.gitlab_url!r} is not an http or https URL")
         if (self.secrets_file is None) != (self.secrets_key_file is None):
             raise AgentConfigError("agent: give both secrets_file and secrets_key_file, or neither")
         if self.sink == "forward" and not self.allowed_hosts:

@@ -28,6 +28,7 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "POLLING_INTERVAL_SECONDS": ("polling", "interval_seconds"),
     "POLLING_RUNS_BATCH_SIZE": ("polling", "batch"),
     "POLLING_MAX_BACKOFF_SECONDS": ("polling", "max_backoff_seconds"),
+    "GITLAB_URL": ("gitlab_url",),
     "WEBHOOK_INVOKER_TIMEOUT": ("limits", "attempt_seconds"),
     "WEBHOOK_VERIFY_SSL": ("verify_tls",),
     "DETAILED_LOGGING": ("detailed",),

@@ -104,7 +104,7 @@ def evaluate(expression: str, document: Any) -> Any:
 
 
 def decrypted(document: dict[str, Any], paths: Sequence[str], keys: Sequence[str]) -> dict[str, Any]:
-    """The document with its encrypted inputs (`aes256-gcm`) in clear text.
+    """The document with its encrypted inputs (`aes256-gcm`) in clear text; of an object that is its JSON text.
 
     Args:
         document: a message.
@@ -126,15 +126,13 @@ def decrypted(document: dict[str, Any], paths: Sequence[str], keys: Sequence[str
             value = place[last]
         except (KeyError, IndexError, TypeError):
             continue
+        if value is None:
+            # An input that is not required.
+            continue
         try:
-            text = decrypt_aes256_gcm(value, list(keys)).decode()
+            place[last] = decrypt_aes256_gcm(value, list(keys)).decode()
         except (DecryptionError, ValueError) as error:
             raise MappingError(f"{path} cannot be decrypted: {error}") from None
-        try:
-            parsed = json.loads(text)
-        except ValueError:
-            parsed = text
-        place[last] = parsed if isinstance(parsed, dict) else text
     return result
 
 

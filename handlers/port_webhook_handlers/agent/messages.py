@@ -6,7 +6,7 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -165,15 +165,20 @@ def from_topic(
 
     Raises:
         PoisonError: not JSON, or no run id.
-        ForeignError: an invocation without `agent: true`.
+        ForeignError: an invocation without `agent: true`, or without a signature where that is not allowed.
     """
     cut = None if value is None else _cut_out(value, secrets)
     # The text that was signed is what is read, so nothing that stood beside it has any meaning.
     document = _parsed(value if cut is None else cut[0])
     method = _at(document, "payload", "action", "invocationMethod")
-    unsigned_kind = not isinstance(method, dict)
     method = method if isinstance(method, dict) else {}
+    unsigned_kind = method.get("type", "KAFKA") == "KAFKA"
     if not unsigned_kind and method.get("agent") is not True:
+        raise ForeignError(name)
+    named, legacy = _named(document), _text(document.get("action"))
+    unsigned = unsigned_kind and cut is None and not _carries_signature(document)
+    if unsigned and not (allow_unsigned and (named or legacy)):
+        # What a KAFKA action writes has readers of its own, whose runs are none of this agent's business.
         raise ForeignError(name)
     run_id = _run_id(document)
     if run_id is None:
@@ -191,11 +196,10 @@ def from_topic(
     else:
         refusal = _age_problem(cut[1], now, max_age)
         raw = _without_headers(cut[0], headers)
-    named, legacy = _named(document), _text(document.get("action"))
     return Message(
         name,
         run_id,
-        legacy or named,
+        legacy or named or _text(_at(document, "payload", "action", "identifier")),
         f"run {run_id}",
         Invocation(method, headers),
         body,
@@ -228,12 +232,15 @@ def from_run(run: Mapping[str, Any]) -> Message:
 
     Raises:
         PoisonError: it has no id.
+        ForeignError: its invocation says `agent: false`.
     """
     run_id = run.get("id")
     if not isinstance(run_id, str) or not run_id:
         raise PoisonError("a claimed run has no id")
     payload = run.get("payload")
     payload = payload if isinstance(payload, dict) else {}
+    if payload.get("agent") is False:
+        raise ForeignError(run_id)
     body = payload.get("body")
     action = run.get("action")
     action = action.get("identifier") if isinstance(action, dict) else action
@@ -249,16 +256,25 @@ def from_node_run(run: Mapping[str, Any]) -> Message:
 
     Raises:
         PoisonError: it has no id.
+        ForeignError: its configuration says `agent: false`.
     """
     run_id = run.get("identifier") or run.get("id")
     if not isinstance(run_id, str) or not run_id:
         raise PoisonError("a claimed node has no id")
-    payload = run.get("payload") or _at(run, "config") or {}
-    payload = payload if isinstance(payload, dict) else {}
-    document = _official_document(run_id, payload, {})
-    document["context"]["nodeConfig"] = run.get("config", payload)
-    invocation = Invocation(payload)
-    return Message(run_id, run_id, None, f"run {run_id}", invocation, payload.get("body", {}), document)
+    config = next((item for item in _places_of_config(run) if isinstance(item, dict)), {})
+    if config.get("agent") is False:
+        raise ForeignError(run_id)
+    document = _official_document(run_id, config, {})
+    document["context"]["nodeConfig"] = config
+    body = config.get("body", {})
+    return Message(run_id, run_id, None, f"run {run_id}", Invocation(config), body, document)
+
+
+def _places_of_config(run: Mapping[str, Any]) -> Iterator[Any]:
+    """Port's own agent has read it from both places of the first two."""
+    yield run.get("config")
+    yield _at(run, "node", "config")
+    yield run.get("payload")
 
 
 def _official_document(run_id: str, payload: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,6 +301,11 @@ def _parsed(value: bytes | None) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise PoisonError("the message is not a JSON object")
     return document
+
+
+def _carries_signature(document: Mapping[str, Any]) -> bool:
+    headers = document.get("headers")
+    return isinstance(headers, dict) and any(name.lower() == SIGNATURE for name in headers)
 
 
 def _run_id(document: Mapping[str, Any]) -> str | None:

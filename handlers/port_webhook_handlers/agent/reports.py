@@ -30,6 +30,7 @@ class Outcome:
         status: SUCCESS or FAILURE, where the agent ends the run.
         summary, link, external_run_id: shown by Port with the run.
         response: what a synchronous destination answered.
+        code: status of that answer.
         line: for the run's log.
     """
 
@@ -39,6 +40,7 @@ class Outcome:
     link: Any = None
     external_run_id: str | None = None
     response: Any = NOTHING
+    code: int | None = None
     line: str | None = None
 
 
@@ -65,7 +67,9 @@ class Reporter:
         if run_id is None:
             return
         node = message.is_node_run
-        if outcome.line is not None:
+        if node and outcome.status == "FAILURE":
+            await self._explain(run_id, outcome.summary)
+        elif outcome.line is not None:
             self._write(run_id, node, outcome.line)
         if outcome.response is not NOTHING and not node:
             await self._insist(
@@ -86,6 +90,14 @@ class Reporter:
             task.cancel()
         if self._writers:
             await asyncio.wait(self._writers)
+
+    async def _explain(self, run_id: str, reason: str | None) -> None:
+        """Why a node failed; its log is the only place for that, and may be closed once it has ended."""
+        body = {"logs": [{"level": "ERROR", "message": (reason or "The delivery failed.")[:_MAX_TEXT]}]}
+        try:
+            await self._api.call("POST", f"{_run_path(run_id, True)}/logs", body)
+        except PortError:
+            self._metrics.count("port_webhook_agent_log_lines_lost_total")
 
     async def _insist(self, method: str, path: str, body: Any) -> None:
         """Repeats a call until Port has taken it, or says that it never will."""
@@ -165,7 +177,8 @@ def _node_body(outcome: Outcome) -> dict[str, Any]:
         return {"status": "COMPLETED", "result": "FAILED"}
     if outcome.status != "SUCCESS":
         return {}
-    body: dict[str, Any] = {"status": "COMPLETED", "result": "SUCCESS"}
-    if outcome.response is not NOTHING:
-        body["output"] = {"response": {"status": 200, "data": outcome.response}}
-    return body
+    answer = {
+        "status": outcome.code or 200,
+        "data": {} if outcome.response is NOTHING else outcome.response,
+    }
+    return {"status": "COMPLETED", "result": "SUCCESS", "output": {"response": answer}}

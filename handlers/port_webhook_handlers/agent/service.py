@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import Any, Final, Protocol
 from port_webhook_handlers.agent.config import AgentConfig, AgentConfigError
 from port_webhook_handlers.agent.core import Agent, Sink
 from port_webhook_handlers.agent.credentials import KAFKA_PASSWORD
-from port_webhook_handlers.agent.destinations import AllowList, is_callable
+from port_webhook_handlers.agent.destinations import AllowList, DestinationError, is_callable
 from port_webhook_handlers.agent.health import HealthServer
 from port_webhook_handlers.agent.http_client import HttpClient
 from port_webhook_handlers.agent.mapping import load
+from port_webhook_handlers.agent.messages import Message
 from port_webhook_handlers.agent.metrics import AgentMetrics
 from port_webhook_handlers.agent.port_api import PortApi, is_passing, retry_after
 from port_webhook_handlers.agent.reports import Reporter, delay
@@ -67,6 +69,7 @@ class AgentService:
         self._secrets = secrets
         self._log = log
         self._sink = sink
+        self._allowed = AllowList(config.allowed_hosts)
         self.metrics = AgentMetrics()
         self._source: Source | None = None
         self._agent: Agent | None = None
@@ -227,10 +230,12 @@ class AgentService:
 
         return ForwardSink(
             self._http,
-            AllowList(config.allowed_hosts),
+            self._allowed,
             rules,
             signing_secret,
             lambda: self._secrets.content.decryption,
+            secret=lambda name: self._secrets.content.secrets.get(name) or os.environ.get(name),
+            gitlab_url=config.gitlab_url,
             official=config.signature == "official-agent",
             seconds=limits.attempt_seconds,
             per_destination=limits.per_destination,
@@ -245,9 +250,22 @@ class AgentService:
             raise PortUnreachableError("the secrets hold no credentials of Port's API")
         return api.client_id, api.client_secret
 
-    def _wanted(self, action: str | None) -> bool:
+    def _wanted(self, message: Message) -> bool:
         actions = self._config.actions
-        return actions is None or action is None or action in actions
+        if actions is None or message.run_id is None:
+            # The change log is asked for by its topic.
+            return True
+        if message.action is not None:
+            return message.action in actions
+        # Other agents may read the topic too, so what names no action is taken only if it could be delivered.
+        return self._sink is None and (self._config.mapping_file is not None or self._may_call(message))
+
+    def _may_call(self, message: Message) -> bool:
+        try:
+            self._allowed.place(message.invocation.url or "")
+        except DestinationError:
+            return False
+        return True
 
     def rendered(self) -> str:
         """Metrics as text."""

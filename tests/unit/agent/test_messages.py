@@ -95,11 +95,20 @@ def test_what_cannot_be_verified_ends_its_run(change: dict[str, Any], words: str
     assert words in str(message.refusal)
 
 
-def test_a_message_without_a_signature_is_refused_unless_it_is_allowed() -> None:
+def test_a_message_without_a_signature_is_refused() -> None:
+    document = json.loads(topic_message("r_1", "http://x", SECRET))
+    document["headers"] = {}
+    assert "carries no signature" in str(read(json.dumps(document).encode()).refusal)
+
+
+def test_what_a_kafka_action_writes_is_left_to_its_readers_unless_it_is_asked_for() -> None:
     value = json.dumps({"port_context": {"action": "a", "runId": "r_1"}, "inputs": {}}).encode()
-    assert "carries no signature" in str(read(value).refusal)
+    with pytest.raises(ForeignError):
+        read(value)
     allowed = read(value, allow_unsigned=True)
     assert (allowed.refusal, allowed.route) == (None, "a")
+    with pytest.raises(ForeignError):
+        read(json.dumps({"context": {"runId": "r_1"}}).encode(), allow_unsigned=True)
 
 
 def test_a_signature_that_is_wrong_is_refused_even_where_none_is_needed() -> None:

@@ -142,6 +142,14 @@ def bodies() -> dict[str, dict[str, Any]]:
             "trigger": trigger,
             "invocationMethod": {"type": "WEBHOOK", "url": "http://ci:8080/x", "agent": True},
         },
+        **{
+            kind.lower(): {
+                "identifier": kind.lower(),
+                "trigger": trigger,
+                "invocationMethod": {"type": kind, "projectName": "p", "groupName": "g"},
+            }
+            for kind in ("GITLAB", "KAFKA")
+        },
     }
 
 
@@ -156,7 +164,8 @@ def test_what_points_at_a_route_goes_through_the_agent() -> None:
     assert inner["url"] == method["url"] == "route:mine"
     assert inner["synchronized"] is True
     assert found["other"] == bodies()["other"]
-    assert identifiers(found) == ["internal", "mine-dev"]
+    assert identifiers(found, "GITLAB") == ["gitlab", "internal", "mine-dev"]
+    assert identifiers(found, "KAFKA") == ["internal", "kafka", "mine-dev"]
     assert hosts(found) == ["ci:8080"]
     assert with_agent(bodies(), ["another"]) == bodies()
 
@@ -184,6 +193,8 @@ def test_settings_become_the_agents_configuration() -> None:
         {
             "source": "kafka",
             "mappingFile": "m.json",
+            "caFile": "own.pem",
+            "gitlabUrl": "https://gitlab.internal",
             "kafka": {"caFile": "ca.pem", "brokers": "b:1"},
             "limits": {"maxInFlight": 5},
         },
@@ -192,6 +203,8 @@ def test_settings_become_the_agents_configuration() -> None:
     assert (found.sink, found.image, found.brokers) == ("direct", "builtin", "b:1")
     assert json.loads(json.dumps(found.options)) == {
         "mapping_file": "/project/m.json",
+        "ca_file": "/project/own.pem",
+        "gitlab_url": "https://gitlab.internal",
         "kafka": {"ca_file": "/project/ca.pem", "brokers": "b:1"},
         "polling": {},
         "limits": {"max_in_flight": 5},

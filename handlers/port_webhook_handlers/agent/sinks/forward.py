@@ -8,8 +8,9 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from port_webhook_handlers.agent import gitlab
 from port_webhook_handlers.agent.core import RetryLaterError
 from port_webhook_handlers.agent.destinations import AllowList, DestinationError
 from port_webhook_handlers.agent.http_client import HttpClient, Reply, SendError
@@ -45,6 +46,8 @@ class ForwardSink:
         rules: control of the payload; without any, the evaluated body goes to the evaluated URL.
         signing_secret: gives the secret to sign with, as it is now.
         decryption_keys: gives the client secrets that may have encrypted inputs.
+        secret: gives the secret of a name, for trigger tokens of GitLab, or None.
+        gitlab_url: address of GitLab.
         official: sign and serialise as Port's own agent does, for receivers that are written for it.
         seconds: for one attempt.
         per_destination, concurrency: deliveries at once, to one host and port and to all.
@@ -60,6 +63,8 @@ class ForwardSink:
         signing_secret: Callable[[], bytes],
         decryption_keys: Callable[[], Sequence[str]],
         *,
+        secret: Callable[[str], str | None] = lambda name: None,
+        gitlab_url: str = "https://gitlab.com/",
         official: bool = False,
         seconds: float = 30,
         per_destination: int = 32,
@@ -72,6 +77,10 @@ class ForwardSink:
         self._rules = rules
         self._signing_secret = signing_secret
         self._decryption_keys = decryption_keys
+        self._secret = secret
+        self._gitlab_url = gitlab_url
+        # Where it is comes from the configuration, so it needs no entry in the list.
+        self._gitlab_allowed = AllowList((urlsplit(gitlab_url).hostname or "",))
         self._official = official
         self._seconds = seconds
         self._per_destination = per_destination
@@ -84,15 +93,21 @@ class ForwardSink:
         """One attempt; see `core.Sink`."""
         document = message.document
         rule: Rule | None = None
+        allowed = self._allowed
         if self._rules:
             rule = next((item for item in self._rules if item.matches(document)), None)
+            if rule is None and message.is_node_run:
+                # As Port's own agent does: a workflow cannot go on without its node.
+                return _failed("No entry of the agent's mapping is enabled for this node.")
             if rule is None:
                 return Outcome("ignored")
+        elif message.invocation.type == gitlab.TYPE:
+            rule, allowed = gitlab.REPORT, self._gitlab_allowed
         try:
             if rule is not None and rule.decrypt:
                 document = decrypted(document, rule.decrypt, self._decryption_keys())
             method, url, headers, body = self._request(message, document, rule)
-            place = self._allowed.place(url)
+            place = allowed.place(url)
         except (DestinationError, MappingError) as error:
             return _failed(str(error))
         # The destination's own slot first: those who wait for a slow one hold none of the common slots.
@@ -111,7 +126,8 @@ class ForwardSink:
                     raise RetryLaterError(summary) from None
                 return _failed(summary)
         seconds = time.monotonic() - began
-        return self._outcome(message, rule, (method, url, body), reply, f"{method} {place}", seconds)
+        request = {"method": method, "url": url, "headers": dict(headers), "body": body}
+        return self._outcome(message, document, rule, request, reply, f"{method} {place}", seconds)
 
     def _request(
         self, message: Message, document: dict[str, Any], rule: Rule | None
@@ -121,9 +137,12 @@ class ForwardSink:
         url: Any = invocation.url
         headers: Any = invocation.headers
         body: Any = document if self._official else message.body
-        if rule is not None:
-            if rule.decrypt and not self._official:
-                body = _like(message.body, document)
+        if rule is gitlab.REPORT:
+            url, body = gitlab.trigger(message, self._gitlab_url, self._secret)
+        elif rule is not None:
+            if rule.decrypt and not self._official and isinstance(body, dict):
+                # Paths start at the root of the message, which the body has in common with it.
+                body = decrypted(body, rule.decrypt, self._decryption_keys())
             method = rule.get("method", document) if rule.has("method") else method
             url = rule.get("url", document) if rule.has("url") else url
             headers = rule.get("headers", document) if rule.has("headers") else headers
@@ -168,8 +187,9 @@ class ForwardSink:
     def _outcome(
         self,
         message: Message,
+        document: dict[str, Any],
         rule: Rule | None,
-        request: tuple[str, str, Any],
+        request: dict[str, Any],
         reply: Reply,
         where: str,
         seconds: float,
@@ -186,7 +206,7 @@ class ForwardSink:
         summary: Any = None if succeeded else line
         link = external_run_id = None
         if rule is not None and rule.has("report"):
-            report = rule.get("report", _report_document(request, reply))
+            report = rule.get("report", _report_document(document, request, reply))
             # An unknown status from a mapping would be refused by Port, and the run would stay open.
             status = report.get("status") if report.get("status") in ("SUCCESS", "FAILURE") else status
             summary = _text(report.get("summary")) or summary
@@ -198,17 +218,13 @@ class ForwardSink:
             link,
             external_run_id,
             response=_content(reply) if synchronized and reply.body else NOTHING,
+            code=reply.status,
             line=line if self._run_logs else None,
         )
 
 
 def _failed(summary: str) -> Outcome:
     return Outcome("failed", "FAILURE", summary)
-
-
-def _like(body: Any, document: Mapping[str, Any]) -> Any:
-    """The body with the decrypted values of the document."""
-    return {key: document.get(key, value) for key, value in body.items()} if isinstance(body, dict) else body
 
 
 def _headers(headers: object) -> list[tuple[str, str]]:
@@ -241,15 +257,15 @@ def _content(reply: Reply) -> Any:
     return value if isinstance(value, dict | list | str) else text
 
 
-def _report_document(request: tuple[str, str, Any], reply: Reply) -> dict[str, Any]:
-    method, url, body = request
+def _report_document(document: dict[str, Any], request: dict[str, Any], reply: Reply) -> dict[str, Any]:
+    """What a `report` reads (Port's form): the message, the request that was made of it, and the reply."""
     try:
         parsed = json.loads(reply.body)
     except (ValueError, RecursionError):
         parsed = None
     return {
-        "body": body,
-        "request": {"method": method, "url": url, "body": body},
+        "body": document,
+        "request": {**request, "query": dict(parse_qsl(urlsplit(request["url"]).query))},
         "response": {
             "statusCode": reply.status,
             "headers": reply.headers,

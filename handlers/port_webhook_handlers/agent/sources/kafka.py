@@ -63,7 +63,7 @@ class KafkaSource:
         settings, limits: see there.
         agent: takes the messages.
         secrets: active signing secrets, as they are now.
-        wanted: says whether this agent delivers an action.
+        wanted: says whether this agent delivers a message.
         log, metrics: where it is noted.
     """
 
@@ -76,7 +76,7 @@ class KafkaSource:
         limits: AgentLimits,
         agent: Agent,
         secrets: Callable[[], Sequence[bytes]],
-        wanted: Callable[[str | None], bool],
+        wanted: Callable[[Message], bool],
         log: Log,
         metrics: AgentMetrics,
     ) -> None:
@@ -409,7 +409,7 @@ class KafkaSource:
                 message = None
                 self._metrics.count("port_webhook_agent_messages_total", ("outcome", "poison"))
                 self._log("message not usable", message=name, error=str(error))
-            if message is None or not self._wanted(message.action):
+            if message is None or not self._wanted(message):
                 watermark.settle(offset)
                 continue
             message.lease = watermark.lease

@@ -13,7 +13,13 @@ from typing import Any, Final
 
 from port_webhook_handlers.agent.config import MAX_VISIBILITY_SECONDS, AgentLimits, PollingSettings
 from port_webhook_handlers.agent.core import Agent
-from port_webhook_handlers.agent.messages import Message, PoisonError, from_node_run, from_run
+from port_webhook_handlers.agent.messages import (
+    ForeignError,
+    Message,
+    PoisonError,
+    from_node_run,
+    from_run,
+)
 from port_webhook_handlers.agent.metrics import AgentMetrics
 from port_webhook_handlers.agent.port_api import PortApi, is_passing, retry_after
 from port_webhook_handlers.agent.reports import delay
@@ -35,7 +41,7 @@ class PollingSource:
         api: Port's API.
         agent: takes the messages.
         settings, limits: see there.
-        wanted: says whether this agent delivers an action; others are left to other agents.
+        wanted: says whether this agent delivers a run; others are left to other agents.
         log, metrics: where it is noted.
     """
 
@@ -45,7 +51,7 @@ class PollingSource:
         agent: Agent,
         settings: PollingSettings,
         limits: AgentLimits,
-        wanted: Callable[[str | None], bool],
+        wanted: Callable[[Message], bool],
         log: Log,
         metrics: AgentMetrics,
     ) -> None:
@@ -141,6 +147,9 @@ class PollingSource:
         for run in runs:
             try:
                 message = read(run)
+            except ForeignError:
+                self._metrics.count("port_webhook_agent_messages_total", ("outcome", "ignored"))
+                continue
             except PoisonError as error:
                 self._metrics.count("port_webhook_agent_source_errors_total", ("kind", "poison"))
                 self._log("claimed run not usable", error=str(error))
@@ -148,7 +157,7 @@ class PollingSource:
             if message.name in self._known:
                 # Its time was over before the outcome was known; the first claim still works on it.
                 continue
-            if not message.is_node_run and not self._wanted(message.action):
+            if not message.is_node_run and not self._wanted(message):
                 if message.action not in self._excluded:
                     self._excluded[str(message.action)] = None
                     self._log("action is left to other agents", action=message.action)
