@@ -102,8 +102,13 @@ def build(handlers: Sequence[str | Path], out: Path) -> Bundle:
     )
 
 
-def archive(bundle: Bundle, out_zip: Path) -> Path:
+def archive(bundle: Bundle, out_zip: Path, *, compressed: bool = False) -> Path:
     """Packs a bundle into a ZIP archive, byte for byte the same on every machine.
+
+    Args:
+        bundle: as built.
+        out_zip: file to write.
+        compressed: a quarter of the size, but the bytes depend on the machine's zlib.
 
     Returns:
         the archive's path.
@@ -111,12 +116,12 @@ def archive(bundle: Bundle, out_zip: Path) -> Path:
     out_zip.parent.mkdir(parents=True, exist_ok=True)
     temporary = out_zip.with_name(f".{out_zip.name}.{os.getpid()}")
     try:
-        # Stored, because compressed bytes depend on the version of zlib.
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as package:
+        with zipfile.ZipFile(temporary, "w") as package:
             for file in _contents(bundle.path):
                 entry = zipfile.ZipInfo(file.relative_to(bundle.path).as_posix(), _ZIP_TIME)
                 entry.create_system = 3
                 entry.external_attr = 0o100644 << 16
+                entry.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
                 package.writestr(entry, file.read_bytes())
         temporary.replace(out_zip)
     finally:

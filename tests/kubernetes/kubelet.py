@@ -384,8 +384,9 @@ class Kubelet:
         status = {
             "phase": phase,
             "startTime": pod.started,
-            "podIP": "127.0.0.1",
-            "podIPs": [{"ip": "127.0.0.1"}],
+            # Nobody connects there, and loopback would be refused in EndpointSlices.
+            "podIP": "192.0.2.1",
+            "podIPs": [{"ip": "192.0.2.1"}],
             "conditions": [
                 {"type": "Initialized", "status": "True", "lastTransitionTime": now()},
                 {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()},

@@ -9,6 +9,7 @@ import pytest
 import requests
 from tests.fixtures_localport import eventually
 from tests.kubernetes.deployed import WAIT, Stack
+from tests.kubernetes.kubelet import MERGE
 
 from port_webhook_handlers.runtime.kubernetes import names
 
@@ -80,6 +81,33 @@ def test_a_job_that_somebody_deletes_is_reported(stack: Stack) -> None:
     run = stack.port.finished(run_id, WAIT)
     assert (run["status"], "its Job was deleted" in run["summary"]) == ("FAILURE", True), run["summary"]
     assert stack.kubelet.starts[name] == 1
+
+
+def test_a_run_waits_while_the_policy_is_ahead_of_the_dispatcher(stack: Stack) -> None:
+    # Between a deployment's policies and its dispatcher: what the one asks for the other cannot give yet.
+    name = f"{stack.plan.runs_namespace}.jobs.{names.PREFIX}"
+    path = f"/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{name}"
+    rules = stack.plane.request("GET", path)["spec"]["validations"]
+
+    def enforce(validations: list[dict[str, str]]) -> None:
+        stack.plane.request("PATCH", path, {"spec": {"validations": validations}}, kind=MERGE)
+
+    enforce([*rules, {"expression": "object.metadata.name == 'next'", "message": "of the next deployment"}])
+    try:
+        log = stack.pod("dispatcher").log
+        before = len(log.read_bytes())
+        waiting: list[str] = []
+
+        def refused() -> bool:
+            waiting.append(stack.port.execute("work"))
+            eventually(lambda: waiting[-1].encode() in log.read_bytes()[before:], WAIT)
+            return b"of the next deployment" in log.read_bytes()[before:]
+
+        # The API server takes a moment to learn of a policy.
+        eventually(refused, WAIT, "nothing was refused")
+    finally:
+        enforce(rules)
+    assert {stack.port.finished(run_id, WAIT)["status"] for run_id in waiting} == {"SUCCESS"}
 
 
 def test_synchronous_handlers_answer_in_the_listener_of_their_group(stack: Stack) -> None:

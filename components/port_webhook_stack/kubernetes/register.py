@@ -95,16 +95,27 @@ def provider(
     *,
     kubeconfig: str | None,
     context: str | None,
+    identifier: str | None,
     render_directory: str | None,
     parent: pulumi.Resource,
 ) -> pulumi.ProviderResource:
-    """The provider of the cluster, or of a folder of YAML files."""
+    """The provider of the cluster, or of a folder of YAML files.
+
+    Args:
+        name: in Pulumi.
+        kubeconfig, context: how the cluster is reached.
+        identifier: which cluster it is. Everything is made anew when it changes, and only then: without it the
+            provider takes another path of the kubeconfig, or a renewed certificate in it, for another cluster.
+        render_directory: write files there instead.
+        parent: the facade.
+    """
     import pulumi_kubernetes
 
     found: pulumi.ProviderResource = pulumi_kubernetes.Provider(
         name,
         kubeconfig=kubeconfig,
         context=context,
+        cluster_identifier=identifier,
         render_yaml_to_directory=render_directory,
         opts=pulumi.ResourceOptions(parent=parent),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +34,12 @@ def shards(bundle: Bundle) -> list[Shard]:
         StackError: it needs more ConfigMaps than a Pod should mount.
     """
     with tempfile.TemporaryDirectory() as folder:
-        data = archive(bundle, Path(folder) / "bundle.zip").read_bytes()
-    return cut(data, bundle.digest)
+        # Every byte is stored twice in the cluster and several times in Pulumi's state.
+        data = archive(bundle, Path(folder) / "bundle.zip", compressed=True).read_bytes()
+    return cut(data)
 
 
-def cut(data: bytes, digest: str) -> list[Shard]:
+def cut(data: bytes) -> list[Shard]:
     """As `shards`, of an archive's bytes."""
     count = -(-len(data) // SHARD_BYTES)
     if count > MAX_SHARDS:
@@ -47,7 +49,8 @@ def cut(data: bytes, digest: str) -> list[Shard]:
             f"{limit} MiB that fit into ConfigMaps. Put large files and libraries into an image of the handlers' "
             "own (port-webhook-stack:kubernetes.groups.<group>.image)"
         )
-    short = digest.removeprefix("sha256:")[:16]
+    # Not the bundle's digest: another zlib packs the same bundle into other bytes, and these objects are immutable.
+    short = hashlib.sha256(data).hexdigest()[:16]
     return [
         Shard(
             f"bundle-{short}-{index:02d}",

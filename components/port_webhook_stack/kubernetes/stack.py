@@ -87,6 +87,9 @@ def deploy(
         f"{name}-cluster",
         kubeconfig=target.kubeconfig,
         context=target.context,
+        identifier=None
+        if target.render_directory is not None
+        else reachable.server_of(target.kubeconfig, target.context),
         render_directory=target.render_directory,
         parent=parent,
     )

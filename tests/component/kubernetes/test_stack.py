@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import yaml
 from tests.kubernetes.stack import HANDLERS, SETTINGS, SIGNING, TOKEN
 
 from port_webhook_stack import SettingsError, StackError, WebhookStack
+from port_webhook_stack.kubernetes import reachable
 from port_webhook_stack.settings import Settings, parse
 
 SECRET_MARK = "4dabf18193072939515e22adb298388d"
@@ -40,17 +44,30 @@ class Mocks(pulumi.runtime.Mocks):
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Path]:
-    """A kubeconfig of something that accepts connections."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield kubeconfig(tmp_path, server.getsockname()[1])
+    """A kubeconfig of something that answers, if only with a refusal."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield kubeconfig(tmp_path, server.server_address[1])
+        server.shutdown()
+        thread.join()
 
 
-def kubeconfig(folder: Path, port: int) -> Path:
+def kubeconfig(folder: Path, port: int, scheme: str = "http") -> Path:
     path = folder / "kubeconfig"
     body = {
         "current-context": "c",
         "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": f"https://127.0.0.1:{port}"}}],
+        "clusters": [{"name": "k", "cluster": {"server": f"{scheme}://127.0.0.1:{port}"}}],
     }
     path.write_text(yaml.safe_dump(body))
     return path
@@ -251,16 +268,38 @@ def test_imports_that_the_image_lacks_are_named(tmp_path: Path, cluster: Path) -
     assert "kubernetes.groups.default.image" in str(caught.value)
 
 
-def test_a_cluster_that_does_not_answer_is_said_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_cluster_that_does_not_answer_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listening: bool
+) -> None:
+    # A load balancer without anything behind it takes connections, too.
+    monkeypatch.setattr(reachable, "_ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    path = kubeconfig(tmp_path, port)
-    mocks = Mocks()
-    pulumi.runtime.set_mocks(mocks, project="port-webhook-stack", stack="prod", preview=False)
-    with pytest.raises(StackError) as caught:
-        WebhookStack("w", make_settings(tmp_path, {**SETTINGS, "kubeconfig": str(path)}))
+        path = kubeconfig(tmp_path, server.getsockname()[1], "https")
+        if not listening:
+            server.close()
+        mocks = Mocks()
+        pulumi.runtime.set_mocks(mocks, project="port-webhook-stack", stack="prod", preview=False)
+        with pytest.raises(StackError) as caught:
+            WebhookStack("w", make_settings(tmp_path, {**SETTINGS, "kubeconfig": str(path)}))
     assert "does not answer" in str(caught.value)
     assert mocks.registered == {}
+
+
+def test_kubeconfigs_that_the_provider_would_not_merge_are_refused(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", f"{cluster}{os.pathsep}{cluster}")
+    with pytest.raises(SettingsError) as caught:
+        reachable.server_of(None, None)
+    assert "KUBECONFIG lists several files" in str(caught.value)
+    monkeypatch.setenv("KUBECONFIG", str(cluster))
+    assert reachable.server_of(None, None).startswith("http://127.0.0.1:")
+
+
+def test_only_another_cluster_makes_everything_anew(run: Callable[..., Mocks], cluster: Path) -> None:
+    inputs = run().registered["w-cluster"].inputs
+    assert inputs["clusterIdentifier"] == reachable.server_of(str(cluster), None)
 
 
 def test_local_port_is_out_of_reach_of_a_cluster(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ def boot(root: Path, digest: str, role: str = "job") -> subprocess.CompletedProc
     )
 
 
-def mount(root: Path, data: bytes, digest: str) -> None:
+def mount(root: Path, data: bytes) -> None:
     (root / "bundle").mkdir()
-    for piece in cut(data, digest):
+    for piece in cut(data):
         (root / "bundle" / piece.key).write_bytes(piece.data)
 
 
@@ -51,7 +51,7 @@ def test_a_bundle_arrives_whole_whatever_the_number_of_pieces(
 ) -> None:
     monkeypatch.setattr(cutting, "SHARD_BYTES", 200 * 1024)
     data = archive(bundle, tmp_path / "b.zip").read_bytes()
-    mount(tmp_path, data, bundle.digest)
+    mount(tmp_path, data)
     # Nothing else is mounted, so the Job ends with a failure that it can report itself.
     done = boot(tmp_path, bundle.digest)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_a_bundle_arrives_whole_whatever_the_number_of_pieces(
 
 
 def test_another_bundle_is_refused(tmp_path: Path, bundle: Bundle) -> None:
-    mount(tmp_path, archive(bundle, tmp_path / "b.zip").read_bytes(), bundle.digest)
+    mount(tmp_path, archive(bundle, tmp_path / "b.zip").read_bytes())
     done = boot(tmp_path, f"sha256:{'0' * 64}")
     assert (done.returncode, "deploy the stack again" in done.stderr) == (1, True)
     assert not (tmp_path / "work" / "bundle").exists()
@@ -87,7 +87,7 @@ def test_a_changed_bundle_is_refused_before_anything_of_it_is_imported(
     with zipfile.ZipFile(buffer, "w") as package:
         for name, text in content.items():
             package.writestr(name, text)
-    mount(tmp_path, b"no archive" if change == "garbage" else buffer.getvalue(), bundle.digest)
+    mount(tmp_path, b"no archive" if change == "garbage" else buffer.getvalue())
     done = boot(tmp_path, bundle.digest)
     assert (done.returncode, "deploy the stack again" in done.stderr) == (1, True), done.stderr
     assert not (tmp_path / "work" / "bundle").exists()
@@ -97,17 +97,23 @@ def test_a_role_is_needed(tmp_path: Path) -> None:
     assert boot(tmp_path, "", "shell").returncode == 2
 
 
-def test_pieces_are_named_after_the_bundle(bundle: Bundle) -> None:
+def test_pieces_are_named_after_their_content(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutting, "SHARD_BYTES", 100 * 1024)
     pieces = shards(bundle)
-    assert all(len(piece.data) <= SHARD_BYTES for piece in pieces)
-    assert all(piece.name.startswith(f"bundle-{bundle.digest[7:23]}-") for piece in pieces)
-    assert len({piece.key for piece in pieces}) == len(pieces)
+    assert all(len(piece.data) <= 100 * 1024 for piece in pieces)
+    assert len({piece.key for piece in pieces}) == len(pieces) > 1
+    assert [piece.name for piece in pieces] == [piece.name for piece in shards(bundle)]
+    # The same bundle packed by another zlib: other bytes must not take the names of these immutable objects.
+    others = cut(archive(bundle, tmp_path / "b.zip").read_bytes())
+    assert {piece.name for piece in pieces}.isdisjoint(piece.name for piece in others)
 
 
 def test_a_bundle_that_is_too_large_is_refused() -> None:
-    assert len(cut(b"x" * MAX_SHARDS * SHARD_BYTES, "sha256:0")) == MAX_SHARDS
+    assert len(cut(b"x" * MAX_SHARDS * SHARD_BYTES)) == MAX_SHARDS
     with pytest.raises(StackError) as caught:
-        cut(b"x" * (MAX_SHARDS * SHARD_BYTES + 1), "sha256:0")
+        cut(b"x" * (MAX_SHARDS * SHARD_BYTES + 1))
     assert "kubernetes.groups.<group>.image" in str(caught.value)
 
 

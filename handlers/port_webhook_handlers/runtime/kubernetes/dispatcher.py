@@ -311,8 +311,9 @@ class Dispatcher:
                 if error.status == 409 and error.reason == "AlreadyExists":
                     if await self._is_ours(run):
                         break
-                elif error.status == 403:
-                    # A full quota empties, and an API server that has just started knows no Roles yet.
+                elif error.status in (403, 422):
+                    # A full quota empties; an API server that has just started knows no Roles yet; while a
+                    # deployment goes on, the admission policy is already the one of the next dispatcher.
                     if time.monotonic() > until and "exceeded quota" not in str(error):
                         return f"The cluster refused the run's Job: {error}"
                 elif not error.passing:
