@@ -300,7 +300,7 @@ def _build(settings: Settings) -> Bundle:
         for handler in settings.handlers
     ]
     try:
-        return build(handlers, settings.state_dir / "bundles")
+        return build(handlers, settings.state_dir / "bundles", settings.handler_settings)
     except BundleError as error:
         raise StackError(f"{MODULE}:handlers: {error}") from error
 

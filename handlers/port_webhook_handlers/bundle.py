@@ -31,7 +31,7 @@ _DISCOVERY_SECONDS = 60
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from port_webhook_handlers.sdk.discovery import main; main(sys.argv[1], sys.argv[2], sys.argv[3:])"
+    "from port_webhook_handlers.sdk.discovery import main; main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])"
 )
 
 
@@ -50,6 +50,7 @@ class Bundle:
         definitions: Port's action documents by identifier, with `route:NAME` for an address.
         permissions: Port's permissions by identifier, of the actions that declare some.
         aws_permissions: statements by identifier, of the handlers that declare some.
+        kubernetes_permissions: rules by identifier, of the handlers that declare some.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Bundle:
     definitions: Mapping[str, dict[str, Any]]
     permissions: Mapping[str, dict[str, Any]]
     aws_permissions: Mapping[str, list[dict[str, list[str]]]] = field(default_factory=dict)
+    kubernetes_permissions: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +75,18 @@ class _Source:
     path: Path | None
 
 
-def build(handlers: Sequence[str | Path], out: Path) -> Bundle:
+def build(
+    handlers: Sequence[str | Path],
+    out: Path,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Bundle:
     """Builds a bundle, or finds it built.
 
     Args:
         handlers: importable module names (`port_webhook_handlers.bundled.deploy`), or paths: a `.py` file
             or a package folder. Text with a path separator or ending in `.py` is a path.
         out: folder of bundles; the bundle is the folder `<first 16 hex digits of its digest>` in it.
+        settings: by handler, for permissions that depend on them; they are not part of the bundle.
 
     Raises:
         BundleError: a module does not exist, cannot be imported, declares no handler, or two clash.
@@ -94,11 +101,17 @@ def build(handlers: Sequence[str | Path], out: Path) -> Bundle:
         for path in _distinct(sources):
             _copy(path, content / path.name)
         # Links on the way would make the paths of modules differ from that of the bundle.
-        found = _discover(content.resolve(), [source.module for source in sources])
+        found = _discover(content.resolve(), [source.module for source in sources], settings or {})
         digest = _write_manifest(content, found["routes"])
         path = _settle(content, out / digest.removeprefix("sha256:")[:16])
     return Bundle(
-        path, digest, found["routes"], found["definitions"], found["permissions"], found["aws_permissions"]
+        path,
+        digest,
+        found["routes"],
+        found["definitions"],
+        found["permissions"],
+        found["aws_permissions"],
+        found["kubernetes_permissions"],
     )
 
 
@@ -234,10 +247,14 @@ def _wanted(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _discover(root: Path, modules: Sequence[str]) -> dict[str, Any]:
+def _discover(
+    root: Path, modules: Sequence[str], settings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Imports the handlers' modules in an interpreter that knows neither this one's path nor its secrets."""
-    output = root.parent / "discovered.json"
-    command = [sys.executable, "-I", "-B", "-X", "utf8", "-c", _START, str(root), str(output), *modules]
+    output, given = root.parent / "discovered.json", root.parent / "settings.json"
+    given.write_text(json.dumps(settings), encoding="utf-8")
+    arguments = [str(root), str(output), str(given), *modules]
+    command = [sys.executable, "-I", "-B", "-X", "utf8", "-c", _START, *arguments]
     # What a handler reads from the environment when it is imported would differ in the listener.
     environment = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from port_webhook_handlers.runtime.kubernetes import names
 from port_webhook_stack.kubernetes import jobs, pods
-from port_webhook_stack.kubernetes.plan import Manifest, Plan
+from port_webhook_stack.kubernetes.plan import DEFAULT_GROUP, Manifest, Plan
 
 LISTENER = "listener"
 DISPATCHER = "dispatcher"
@@ -63,7 +63,33 @@ def roles(plan: Plan) -> list[Manifest]:
         *_role(plan, "accept-runs", accept, listeners, plan.runs_namespace),
         *_role(plan, "dispatch-runs", dispatcher, [DISPATCHER], plan.runs_namespace),
         *_role(plan, "dispatcher-lease", lease, [DISPATCHER], plan.namespace),
+        *_declared_roles(plan),
     ]
+
+
+def _declared_roles(plan: Plan) -> list[Manifest]:
+    """What handlers declared, for the accounts under which they run, in the namespaces that it is about."""
+    accounts = [
+        *((jobs.service_account(group), plan.runs_namespace, group, "async") for group in plan.run_groups),
+        *((listener(group), plan.namespace, group, "sync") for group in plan.listener_groups),
+        (LISTENER, plan.namespace, DEFAULT_GROUP, "sync"),
+    ]
+    found: list[Manifest] = []
+    for account, home, group, mode in accounts:
+        by_namespace: dict[str, list[Manifest]] = {}
+        for rule in plan.rules(group, mode):
+            by_namespace.setdefault(rule["namespace"], []).append(
+                {
+                    "apiGroups": [rule["group"]],
+                    "resources": list(rule["resources"]),
+                    "resourceNames": list(rule["names"]),
+                    "verbs": list(rule["verbs"]),
+                }
+            )
+        for namespace, rules in by_namespace.items():
+            # The namespace is somebody else's: the account's own keeps the Roles of two stacks apart.
+            found += _role(plan, f"{home}-{account}", rules, [account], namespace, home)
+    return found
 
 
 def admission_policies(plan: Plan) -> list[Manifest]:
@@ -121,7 +147,12 @@ def _account(plan: Plan, name: str, annotations: Mapping[str, str], namespace: s
 
 
 def _role(
-    plan: Plan, name: str, rules: Sequence[Manifest], accounts: Sequence[str], namespace: str
+    plan: Plan,
+    name: str,
+    rules: Sequence[Manifest],
+    accounts: Sequence[str],
+    namespace: str,
+    home: str | None = None,
 ) -> list[Manifest]:
     metadata = plan.metadata(name, "access", namespace)
     api = "rbac.authorization.k8s.io"
@@ -133,7 +164,7 @@ def _role(
             "metadata": plan.metadata(name, "access", namespace),
             "roleRef": {"apiGroup": api, "kind": "Role", "name": name},
             "subjects": [
-                {"kind": "ServiceAccount", "name": account, "namespace": plan.namespace}
+                {"kind": "ServiceAccount", "name": account, "namespace": home or plan.namespace}
                 for account in accounts
             ],
         },
@@ -194,7 +225,7 @@ def _job_variables(plan: Plan) -> list[tuple[str, str]]:
         if name is not None:
             secrets[jobs.service_account(route.privilege_group)].append(name)
     images = {account: plan.image(group) for account, group in by_account.items()}
-    tokens = [account for account, group in by_account.items() if plan.settings.group(group).token]
+    tokens = [account for account, group in by_account.items() if plan.token(group)]
     maps = [jobs.config_map(plan)["metadata"]["name"], *(shard.name for shard in plan.shards)]
     return [
         ("pod", "object.spec.template.spec"),

@@ -88,7 +88,7 @@ def template(plan: Plan, route: Route, config: str) -> Manifest:
         main,
         service_account=service_account(route.privilege_group),
         volumes=volumes,
-        token=group.token,
+        token=plan.token(route.privilege_group),
         grace_seconds=10,
     )
     # A Pod that ends is either retried by the Job controller, which counts, or not at all: never in place.

@@ -70,7 +70,13 @@ def policies(plan: Plan) -> list[Manifest]:
                 namespace=plan.runs_namespace,
                 selector={**plan.labels(jobs.COMPONENT), names.GROUP_LABEL: names.label(group)},
                 ingress=[],
-                egress=[_dns(), _internet(_HTTPS), *_blocks(settings.group(group).egress)],
+                egress=[
+                    _dns(),
+                    _internet(_HTTPS),
+                    # What a handler declared that it does in the cluster, it does through the API server.
+                    *([api_server] if plan.rules(group, "async") else []),
+                    *_blocks(settings.group(group).egress),
+                ],
             )
         )
     return found

@@ -32,6 +32,7 @@ class Plan:
         port_base_url: base URL of Port's API.
         limits: bounds of the listener.
         handler_settings: settings by handler; those under `*` are given to every handler.
+        permissions: what handlers declared that they do in the cluster, by route.
     """
 
     stack: str
@@ -42,6 +43,7 @@ class Plan:
     port_base_url: str
     limits: Limits = field(default_factory=Limits)
     handler_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    permissions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def namespace(self) -> str:
@@ -72,6 +74,19 @@ class Plan:
         """Synchronous routes of a group, by name."""
         found = [r for r in self.routes.values() if r.mode == "sync" and r.privilege_group == group]
         return sorted(found, key=lambda route: route.name)
+
+    def rules(self, group: str, mode: str) -> list[Mapping[str, Any]]:
+        """What the handlers of a group and mode declared that they do in the cluster; each rule once."""
+        found: list[Mapping[str, Any]] = []
+        for name, declared in sorted(self.permissions.items()):
+            route = self.routes[name]
+            if (route.privilege_group, route.mode) == (group, mode):
+                found += [rule for rule in declared if rule not in found]
+        return found
+
+    def token(self, group: str) -> bool:
+        """Whether runs of a group get a token of the cluster."""
+        return self.settings.group(group).token or bool(self.rules(group, "async"))
 
     def image(self, group: str) -> str:
         """Image in which the handlers of a group run."""

@@ -56,6 +56,7 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
             tolerance_seconds=settings.listener.tolerance_seconds,
         ),
         handler_settings=settings.handler_settings,
+        permissions=bundle.kubernetes_permissions,
     )
     _check(settings, found)
     return found

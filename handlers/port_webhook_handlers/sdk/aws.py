@@ -6,6 +6,9 @@
     ]
 
 `{partition}`, `{region}` and `{account}` stand for those of the stack.
+
+In place of the list there may be a function that makes it of the handler's settings. Wildcards are allowed only where
+AWS has no exact name to give: see `_WITHOUT_RESOURCE` and `_OPEN_ENDS`.
 """
 
 from __future__ import annotations
@@ -19,6 +22,14 @@ PLACEHOLDERS: Final = ("partition", "region", "account")
 
 _ACTION = re.compile(r"([a-z0-9-]+):([A-Z][A-Za-z0-9]+)")
 _RESOURCE = re.compile(r"arn:[^:*?\s]+:([a-z0-9-]+):[^:*?\s]*:[^:*?\s]*:[^*?\s]+")
+
+# Actions that AWS has no resources for.
+_WITHOUT_RESOURCE: Final = frozenset({"ecs:DescribeTaskDefinition", "ecs:RegisterTaskDefinition"})
+# Names that are made later: Lambda numbers versions, and builds name objects after them.
+_OPEN_ENDS: Final = {
+    "lambda:GetFunctionConfiguration": re.compile(r"arn:[^*?]+:function:[A-Za-z0-9_-]+:\*"),
+    "s3:GetObject": re.compile(r"arn:[^*?]+:::[^*?/]+/[^*?]*\*[^*?]*"),
+}
 
 # Prefixes of IAM actions; AWS offers no interface to list them.
 _SERVICES: Final = frozenset(
@@ -82,13 +93,17 @@ def problem_with(permissions: object) -> str | None:
         where = f"aws_permissions[{index}]"
         if not isinstance(statement, Mapping) or set(statement) != {"actions", "resources"}:
             return f"{where} must have the keys actions and resources"
-        for key, check in (("actions", _action_problem), ("resources", _resource_problem)):
-            values = statement[key]
-            if not isinstance(values, list | tuple) or not values:
+        for key in ("actions", "resources"):
+            if not isinstance(statement[key], list | tuple) or not statement[key]:
                 return f"{where}.{key} must be a list of strings, at least one"
-            for value in values:
-                if problem := check(value):
-                    return f"{where}.{key}: {problem}"
+        for action in statement["actions"]:
+            if problem := _action_problem(action):
+                return f"{where}.actions: {problem}"
+        if list(statement["resources"]) == ["*"] and set(statement["actions"]) <= _WITHOUT_RESOURCE:
+            continue
+        for resource in statement["resources"]:
+            if problem := _resource_problem(resource, statement["actions"]):
+                return f"{where}.resources: {problem}"
         services = {action.partition(":")[0] for action in statement["actions"]}
         for resource in statement["resources"]:
             service = resource.split(":")[2]
@@ -116,7 +131,7 @@ def _action_problem(value: object) -> str | None:
     return None
 
 
-def _resource_problem(value: object) -> str | None:
+def _resource_problem(value: object, actions: Sequence[str]) -> str | None:
     if not isinstance(value, str):
         return f"{value!r} is no ARN"
     names = dict.fromkeys(PLACEHOLDERS, "x")
@@ -124,8 +139,9 @@ def _resource_problem(value: object) -> str | None:
         filled = value.format_map(names)
     except (KeyError, ValueError, IndexError, AttributeError):
         return f"{value!r} has an unknown placeholder; known are {', '.join(PLACEHOLDERS)}"
-    if "*" in value or "?" in value:
+    open_end = all(action in _OPEN_ENDS and _OPEN_ENDS[action].fullmatch(filled) for action in actions)
+    if ("*" in value or "?" in value) and not open_end:
         return f"{value!r} has a wildcard; name the one resource"
-    if not _RESOURCE.fullmatch(filled):
+    if not _RESOURCE.fullmatch(filled.replace("*", "x") if open_end else filled):
         return f"{value!r} is no ARN; write arn:{{partition}}:service:{{region}}:{{account}}:resource"
     return None

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Never, TypeVar
 
-from port_webhook_handlers.sdk.handler import Method, Mode, OnInterrupt, Operation, Scheme, attach
+from port_webhook_handlers.sdk.handler import (
+    Method,
+    Mode,
+    OnInterrupt,
+    Operation,
+    Permissions,
+    Scheme,
+    attach,
+)
 from port_webhook_handlers.sdk.results import Result
 from port_webhook_handlers.sdk.triggers import EventTrigger
 
@@ -32,7 +40,8 @@ def action(
     on_interrupt: OnInterrupt = "fail",
     max_attempts: int | None = None,
     max_concurrency: int = 10,
-    aws_permissions: Sequence[Mapping[str, Any]] = (),
+    aws_permissions: Permissions = (),
+    kubernetes_permissions: Permissions = (),
     required_approval: bool | Literal["ANY", "ALL"] | None = None,
     approval_notification: Mapping[str, Any] | None = None,
     allow_anyone_to_view_runs: bool | None = None,
@@ -63,7 +72,10 @@ def action(
             "retry", for a handler that may run twice.
         max_attempts: starts of one run, after crashes or `RetryableError`; by default 1, with "retry" 3.
         max_concurrency: runs of this action at one time.
-        aws_permissions: what it may do in AWS: `{"actions": […], "resources": […]}`, without wildcards.
+        aws_permissions: what it may do in AWS: `{"actions": […], "resources": […]}`, without wildcards; or a
+            function that makes this list of the handler's settings.
+        kubernetes_permissions: what it may do in the cluster that it runs in: `{"namespace": …, "group": …,
+            "resources": […], "names": […], "verbs": […]}`, without wildcards; or a function as above.
         required_approval: whether somebody, or "ANY" or "ALL" of the approvers, must agree first.
         approval_notification: Port's `approvalNotification`.
         allow_anyone_to_view_runs: Port's `allowAnyoneToViewRuns`.
@@ -101,7 +113,8 @@ def automation(
     on_interrupt: OnInterrupt = "fail",
     max_attempts: int | None = None,
     max_concurrency: int = 10,
-    aws_permissions: Sequence[Mapping[str, Any]] = (),
+    aws_permissions: Permissions = (),
+    kubernetes_permissions: Permissions = (),
     publish: bool = True,
     allow_anyone_to_view_runs: bool | None = None,
     **unknown: Never,

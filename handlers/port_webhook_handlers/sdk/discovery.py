@@ -7,41 +7,48 @@ import json
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final, Literal
 
-from port_webhook_handlers.sdk.aws import statements
 from port_webhook_handlers.sdk.definition import definition, route
-from port_webhook_handlers.sdk.errors import HandlerDefinitionError
+from port_webhook_handlers.sdk.errors import HandlerDefinitionError, SettingError
 from port_webhook_handlers.sdk.handler import ATTRIBUTE, Handler
 
 _RUNTIME = "port_webhook_handlers"
+_CLOUDS: Final[tuple[Literal["aws"], Literal["kubernetes"]]] = ("aws", "kubernetes")
 
 
 class DiscoveryError(Exception):
     """The bundle's modules declare no usable set of handlers; the message names file and line."""
 
 
-def main(root: str, output: str, modules: Sequence[str]) -> None:
+def main(root: str, output: str, settings: str, modules: Sequence[str]) -> None:
     """Writes what was found, or the error, as JSON to the file `output`.
 
     Standard output is not used: the modules may print to it.
+
+    Args:
+        root: folder of the bundle.
+        output: file to write.
+        settings: file with the settings of all handlers, JSON.
+        modules: importable names.
     """
     try:
-        found = discover(Path(root), modules)
+        found = discover(Path(root), modules, json.loads(Path(settings).read_text(encoding="utf-8")))
     except DiscoveryError as error:
         found = {"error": str(error)}
     Path(output).write_text(json.dumps(found), encoding="utf-8")
 
 
-def discover(root: Path, modules: Sequence[str]) -> dict[str, Any]:
+def discover(root: Path, modules: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Routes, definitions and permissions of all handlers in the modules, by identifier.
 
     Args:
         root: folder of the bundle; file names in messages are relative to it.
         modules: importable names; of a package, all its modules count.
+        settings: by handler; those under `*` are given to every handler.
 
     Raises:
         DiscoveryError: a module cannot be imported, or two handlers have one identifier, or none is found.
@@ -74,12 +81,27 @@ def discover(root: Path, modules: Sequence[str]) -> dict[str, Any]:
             for name, handler in found.items()
             if handler.permissions is not None
         },
-        "aws_permissions": {
-            name: statements(handler.aws_permissions)
-            for name, handler in found.items()
-            if handler.aws_permissions
-        },
+        **{f"{target}_permissions": _granted(root, target, found, settings) for target in _CLOUDS},
     }
+
+
+def _granted(
+    root: Path,
+    target: Literal["aws", "kubernetes"],
+    handlers: Mapping[str, Handler],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> dict[str, list[dict[str, Any]]]:
+    """Permissions of the handlers that have some, by identifier."""
+    granted = {}
+    for name, handler in handlers.items():
+        own = {**settings.get("*", {}), **settings.get(name, {})}
+        try:
+            granted[name] = handler.permissions_in(target, own)
+        except SettingError as error:
+            raise DiscoveryError(f"handlerSettings of {name}: {error}") from error
+        except HandlerDefinitionError as error:
+            raise DiscoveryError(f"{_place(root, handler)}: {error.problem}") from error
+    return {name: permissions for name, permissions in granted.items() if permissions}
 
 
 def _with_submodules(root: Path, name: str) -> Iterator[ModuleType]:
@@ -146,4 +168,4 @@ def _relative(root: Path, file: str) -> str | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -21,6 +21,8 @@ Mode = Literal["async", "sync"]
 Method = Literal["POST", "PUT", "PATCH", "DELETE"]
 Scheme = Literal["raw", "official-agent"]
 OnInterrupt = Literal["fail", "retry"]
+PermissionsOf = Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
+Permissions = Sequence[Mapping[str, Any]] | PermissionsOf
 
 ATTRIBUTE = "__port_handler__"
 # Route of the stack's own probes; it runs no handler.
@@ -62,7 +64,8 @@ class Handler:
     card_button: str | None = None
     execute_button: str | None = None
     permissions: Mapping[str, Any] | None = None
-    aws_permissions: tuple[Mapping[str, Any], ...] = ()
+    aws_permissions: tuple[Mapping[str, Any], ...] | PermissionsOf = ()
+    kubernetes_permissions: tuple[Mapping[str, Any], ...] | PermissionsOf = ()
     inputs: type[Inputs] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -73,6 +76,27 @@ class Handler:
     def form(self) -> Form:
         """The form of its inputs; an empty one if it takes none."""
         return Form() if self.inputs is None else self.inputs.port_form
+
+    def permissions_in(
+        self, target: Literal["aws", "kubernetes"], settings: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """What it may do in AWS, or in its cluster.
+
+        Args:
+            target: where.
+            settings: of the handler.
+
+        Raises:
+            HandlerDefinitionError: its function made a list that cannot be granted.
+            SettingError: its function cannot use the settings.
+        """
+        declared = self.aws_permissions if target == "aws" else self.kubernetes_permissions
+        if not callable(declared):
+            return _plain(target, declared)
+        made = declared(settings)
+        if problem := _permission_problem(target, made):
+            raise HandlerDefinitionError(self.location, f"@{self.kind} {self.identifier!r}: {problem}")
+        return _plain(target, made)
 
     @property
     def target(self) -> str:
@@ -187,13 +211,27 @@ def _check_run(options: dict[str, Any]) -> str | None:
     group = options["privilege_group"]
     if not isinstance(group, str) or not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?", group):
         return "privilege_group may hold up to 32 lower-case letters, digits and - inside"
-    if options["aws_permissions"]:
-        from port_webhook_handlers.sdk.aws import problem_with
-
-        if problem := problem_with(options["aws_permissions"]):
+    for target in ("aws", "kubernetes"):
+        declared = options[f"{target}_permissions"]
+        # A function is asked when the settings are known.
+        if callable(declared):
+            continue
+        if declared and (problem := _permission_problem(target, declared)):
             return problem
-    options["aws_permissions"] = tuple(options["aws_permissions"])
+        options[f"{target}_permissions"] = tuple(declared)
     return None
+
+
+def _permission_problem(target: str, permissions: object) -> str | None:
+    from port_webhook_handlers.sdk import aws, kubernetes
+
+    return aws.problem_with(permissions) if target == "aws" else kubernetes.problem_with(permissions)
+
+
+def _plain(target: str, permissions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    from port_webhook_handlers.sdk import aws, kubernetes
+
+    return [*aws.statements(permissions)] if target == "aws" else kubernetes.rules(permissions)
 
 
 def _check_definition(options: dict[str, Any]) -> str | None:

@@ -312,3 +312,18 @@ def test_bundles_are_comparable(tmp_path: Path, out: Path) -> None:
     source = write(tmp_path / "hello.py")
     assert build([source, source], out) == build([str(source)], out)
     assert isinstance(build([source], out), Bundle)
+
+
+def test_permissions_follow_the_settings_and_the_digest_does_not(tmp_path: Path) -> None:
+    def of(**settings: object) -> Bundle:
+        return build(["port_webhook_handlers.bundled.deploy"], tmp_path, {"*": settings})
+
+    service = {"namespace": "shop", "image": "cart:{version}"}
+    local = of()
+    cluster = of(target="kubernetes", services={"cart": service})
+    assert (local.kubernetes_permissions, local.aws_permissions) == ({}, {})
+    (rule,) = cluster.kubernetes_permissions["deploy_microservice"]
+    assert (rule["namespace"], rule["names"]) == ("shop", ["cart"])
+    assert local.digest == cluster.digest
+    with pytest.raises(BundleError, match=r"handlerSettings of deploy_microservice: services.cart.image"):
+        of(target="kubernetes", services={"cart": {"namespace": "shop"}})

@@ -19,6 +19,25 @@ def test_exact_permissions_are_taken_as_they_are() -> None:
     assert statements([{"actions": ("ssm:PutParameter",), "resources": (PARAMETER,)}]) == [GOOD]
 
 
+FUNCTION = "arn:{partition}:lambda:{region}:{account}:function:cart"
+
+
+@pytest.mark.parametrize(
+    ("action", "resource"),
+    [
+        ("ecs:DescribeTaskDefinition", "*"),
+        ("lambda:GetFunctionConfiguration", f"{FUNCTION}:*"),
+        ("s3:GetObject", "arn:{partition}:s3:::builds/cart-*.zip"),
+    ],
+)
+def test_where_aws_has_no_exact_name_there_is_none(action: str, resource: str) -> None:
+    assert problem_with([{"actions": [action], "resources": [resource]}]) is None
+    # Not for any other action beside it.
+    service = action.partition(":")[0]
+    both = {"actions": [action, f"{service}:DeleteAll"], "resources": [resource]}
+    assert "wildcard" in str(problem_with([both]))
+
+
 @pytest.mark.parametrize(
     ("statement", "part"),
     [
@@ -33,6 +52,9 @@ def test_exact_permissions_are_taken_as_they_are() -> None:
         ({"actions": ["ssm:PutParameter"], "resources": ["arn:{zone}:ssm:a:b:c"]}, "placeholder"),
         ({"actions": ["s3:GetObject"], "resources": [PARAMETER]}, "resource of ssm"),
         ({"actions": [], "resources": [PARAMETER]}, "at least one"),
+        ({"actions": ["lambda:GetFunctionConfiguration"], "resources": [FUNCTION + "*"]}, "wildcard"),
+        ({"actions": ["s3:GetObject"], "resources": ["arn:{partition}:s3:::*/cart"]}, "wildcard"),
+        ({"actions": ["ecs:UpdateService"], "resources": ["*"]}, "wildcard"),
         ({"actions": ["ssm:PutParameter"]}, "keys actions and resources"),
     ],
 )

@@ -1,13 +1,17 @@
-"""Deploys a version of a service: the first complete flow, from the button in Port to a running process."""
+"""Deploys a version of a service: to a process of this machine, a cluster, ECS or Lambda, as the settings say."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Annotated
 
+from port_webhook_handlers.bundled.deploy import permissions
 from port_webhook_handlers.bundled.deploy.deployer import DeploymentError
 from port_webhook_handlers.bundled.deploy.targets import deployer_of, seconds_for
 from port_webhook_handlers.sdk import Failure, Field, Inputs, Result, Run, SettingError, Success, action
+
+PRIVILEGE_GROUP = "deploy"
+"""Of every handler that changes deployments."""
 
 
 class DeployInputs(Inputs):
@@ -31,14 +35,16 @@ class DeployInputs(Inputs):
     icon="Deployment",
     blueprint="service",
     operation="DAY-2",
-    timeout_seconds=300,
+    privilege_group=PRIVILEGE_GROUP,
+    aws_permissions=permissions.in_aws("deploy"),
+    kubernetes_permissions=permissions.in_cluster("deploy"),
 )
 def deploy_microservice(inputs: DeployInputs, run: Run) -> Result:
     """Deploys `inputs.version` of the service that the action was run on."""
     service = run.entity
     run.progress("Deploying")
     try:
-        deployment = deployer_of(run).deploy(
+        deployment = deployer_of(run, service.identifier).deploy(
             service.identifier, inputs.version, report=run.log, timeout_seconds=seconds_for(run)
         )
     except (DeploymentError, SettingError) as error:
@@ -57,8 +63,13 @@ def deploy_microservice(inputs: DeployInputs, run: Run) -> Result:
         relations={"service": service},
     )
     if deployment.replaced is not None:
+        known = deployment.replaced_version
         run.upsert_entity(
-            "deployment", f"{service.identifier}-{deployment.replaced}", properties={"status": "Replaced"}
+            "deployment",
+            f"{service.identifier}-{deployment.replaced}",
+            # What somebody else has deployed has no entity yet, so it gets a whole one.
+            properties={"status": "Replaced", **({"version": known} if known else {})},
+            relations={"service": service} if known else None,
         )
     where = f" at {deployment.url}" if deployment.url else ""
     return Success(summary=f"{service.identifier} {deployment.version} runs{where}", link=deployment.url)

@@ -24,12 +24,14 @@ class Deployment:
         version: what was asked for.
         revision: unique name of this deployment of the service.
         replaced: revision that ran before; None if there was none.
+        replaced_version: what that was a deployment of; None if it has an entity for certain.
     """
 
     url: str | None
     version: str
     revision: str
     replaced: str | None = None
+    replaced_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,15 @@ class ServiceState:
     Attributes:
         version: that is live.
         revision: name of its deployment.
-        replicas: copies that should run.
-        healthy: copies that answer.
+        replicas: copies that should run; None where the target decides that itself.
+        healthy: copies that answer; None as with `replicas`.
         url: where it answers; None where the target does not know.
     """
 
     version: str
     revision: str
-    replicas: int
-    healthy: int
+    replicas: int | None
+    healthy: int | None
     url: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +94,8 @@ class ServiceSpec:
             )
         values = services[service]
         where = f"services.{service}"
-        if unknown := set(values) - {"command", "artefact", "health", "environment", "start_seconds"}:
+        known_keys = {"command", "artefact", "health", "environment", "start_seconds", "target"}
+        if unknown := set(values) - known_keys:
             raise SettingError(f"{where}.{min(unknown)}: unknown key; remove it")
         command, environment = values.get("command"), values.get("environment", {})
         artefact, health, seconds = (
@@ -138,9 +141,6 @@ class Deployer(Protocol):
 
     def state(self, service: str) -> ServiceState | None:
         """What runs; None if the service was never deployed."""
-
-    def services(self) -> list[str]:
-        """Identifiers of the services that the target knows, sorted."""
 
 
 def _texts(values: Any) -> bool:

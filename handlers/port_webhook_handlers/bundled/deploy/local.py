@@ -144,11 +144,6 @@ class LocalDeployer:
         live = members(home)
         return _state(live, _spec_of(home, live[0])) if live else None
 
-    def services(self) -> list[str]:
-        """See `Deployer.services`."""
-        services = self._settings.get("services")
-        return sorted(map(str, services)) if isinstance(services, Mapping) else []
-
     @contextlib.contextmanager
     def _alone(self, service: str, timeout_seconds: float) -> Iterator[tuple[Path, float]]:
         """The service's folder and the deadline, while nobody else changes the service."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
+from port_webhook_handlers.bundled.deploy import PRIVILEGE_GROUP, permissions
 from port_webhook_handlers.bundled.deploy.deployer import DeploymentError, ServiceState
 from port_webhook_handlers.bundled.deploy.targets import deployer_of, seconds_for
 from port_webhook_handlers.bundled.options import Options
@@ -29,7 +30,9 @@ class ScaleInputs(Inputs):
     icon="Expand",
     blueprint="service",
     operation="DAY-2",
-    timeout_seconds=300,
+    privilege_group=PRIVILEGE_GROUP,
+    aws_permissions=permissions.in_aws("scale"),
+    kubernetes_permissions=permissions.in_cluster("scale"),
     on_interrupt="retry",
 )
 def scale_service(inputs: ScaleInputs, run: Run) -> Result:
@@ -43,7 +46,7 @@ def scale_service(inputs: ScaleInputs, run: Run) -> Result:
                 f"ask for one of these, or change bounds.{service} in the settings of this handler"
             )
         run.progress("Scaling")
-        state = deployer_of(run).scale(
+        state = deployer_of(run, service).scale(
             service, inputs.replicas, report=run.log, timeout_seconds=seconds_for(run)
         )
     except (DeploymentError, SettingError) as error:
@@ -58,14 +61,16 @@ def scale_service(inputs: ScaleInputs, run: Run) -> Result:
     icon="Refresh",
     blueprint="service",
     operation="DAY-2",
-    timeout_seconds=300,
+    privilege_group=PRIVILEGE_GROUP,
+    aws_permissions=permissions.in_aws("restart"),
+    kubernetes_permissions=permissions.in_cluster("restart"),
     on_interrupt="retry",
 )
 def restart_service(run: Run) -> Result:
     """Restarts the service that the action was run on."""
     run.progress("Restarting")
     try:
-        state = deployer_of(run).restart(
+        state = deployer_of(run, run.entity.identifier).restart(
             run.entity.identifier, report=run.log, timeout_seconds=seconds_for(run)
         )
     except (DeploymentError, SettingError) as error:

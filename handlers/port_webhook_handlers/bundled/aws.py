@@ -1,0 +1,127 @@
+"""Clients of AWS for handlers that work there: boto3, loaded when it is used, with bounded calls.
+
+    aws: {region: eu-west-1}
+
+On target aws the function's own role counts, and its region where `region` is missing. Elsewhere `credentials_file`
+names a file of AWS's own format; `endpoint` points at another implementation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from port_webhook_handlers.bundled.options import Options
+from port_webhook_handlers.sdk import SettingError
+
+T = TypeVar("T")
+
+
+class AwsRefusedError(Exception):
+    """AWS refused a call, or did not answer. The message is for the run's page.
+
+    Attributes:
+        code: AWS's word for it, such as `ServiceNotFoundException`; "" without an answer.
+        passing: whether the same call may succeed later.
+    """
+
+    def __init__(self, message: str, *, code: str = "", passing: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.passing = passing
+
+
+@dataclass(frozen=True, slots=True)
+class AwsAccess:
+    """Where and as whom AWS is called.
+
+    Attributes:
+        region: None: the one in the environment.
+        credentials_file: None: AWS's usual places.
+        endpoint: None: AWS itself.
+    """
+
+    region: str | None
+    credentials_file: str | None
+    endpoint: str | None
+
+    @classmethod
+    def of(cls, options: Options) -> AwsAccess:
+        """From settings; other keys are left to the caller."""
+        return cls(
+            region=options.text("region", "") or None,
+            credentials_file=options.text("credentials_file", "") or None,
+            endpoint=options.text("endpoint", "") or None,
+        )
+
+    @contextmanager
+    def client(self, service: str) -> Iterator[Any]:
+        """A client of a service; what it raises inside comes out as `AwsRefusedError`.
+
+        Raises:
+            AwsRefusedError: a call was refused, or not answered.
+            SettingError: boto3 or a region is missing.
+        """
+        try:
+            import boto3
+            from botocore.config import Config
+            from botocore.exceptions import BotoCoreError, ClientError
+            from botocore.session import Session
+        except ImportError:
+            raise SettingError(
+                "the package boto3 is not installed where the listener runs; install it"
+            ) from None
+        region = self.region or os.environ.get("AWS_REGION")
+        if region is None:
+            raise SettingError("aws.region: is missing, and the environment names none; set it")
+        session = Session()
+        if self.credentials_file is not None:
+            session.set_config_variable("credentials_file", self.credentials_file)
+        config = Config(
+            connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 3, "mode": "standard"}
+        )
+        client = boto3.Session(botocore_session=session).client(
+            service, region_name=region, endpoint_url=self.endpoint, config=config
+        )
+        try:
+            yield client
+        except (ClientError, BotoCoreError) as error:
+            raise refused(error) from None
+        finally:
+            client.close()
+
+
+def refused(error: Exception) -> AwsRefusedError:
+    """What an error of boto3 means; one that is none of it is raised again."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if isinstance(error, BotoCoreError):
+        return AwsRefusedError(f"AWS cannot be used: {error}", passing=True)
+    if not isinstance(error, ClientError):
+        raise error
+    said = error.response.get("Error", {})
+    code = str(said.get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return AwsRefusedError(
+        f"AWS refused {error.operation_name}: {code}: {said.get('Message')}",
+        code=code,
+        passing=status >= 500 or "Throttl" in code,
+    )
+
+
+def look(call: Callable[[], T]) -> T | None:
+    """The answer of a call that only reads; None if the same call may succeed later.
+
+    Raises:
+        AwsRefusedError: it was refused.
+    """
+    try:
+        return call()
+    except Exception as error:  # noqa: BLE001 - what is none of AWS's goes on
+        problem = refused(error)
+        if not problem.passing:
+            raise problem from None
+        return None
