@@ -56,8 +56,8 @@ def kafka_agents(tmp_path: Path, topic: Topic, target: Destination, port: FakePo
     """Starts agents of the topic, and ends those that a test left."""
     started: list[AgentProcess] = []
 
-    def start(password: str = "", **changes: Any) -> AgentProcess:
-        kafka = {"session_timeout_ms": 6000, **changes.pop("kafka", {})}
+    def start(password: str = "", environment: dict[str, str] | None = None, **changes: Any) -> AgentProcess:
+        kafka = {"session_timeout_ms": 6000, "ca_file": topic.ca_file, **changes.pop("kafka", {})}
         limits = {
             "retry_seconds": 0.05,
             "attempt_seconds": 5,
@@ -71,9 +71,7 @@ def kafka_agents(tmp_path: Path, topic: Topic, target: Destination, port: FakePo
             "organization_id": topic.organization,
             "allowed_hosts": (target.host,),
             "run_logs": False,
-            "kafka": KafkaSettings(
-                brokers=topic.brokers, username=topic.username, ca_file=topic.ca_file, **kafka
-            ),
+            "kafka": KafkaSettings(brokers=topic.brokers, username=topic.username, **kafka),
             "limits": AgentLimits(**limits),
             **changes,
         }
@@ -82,6 +80,7 @@ def kafka_agents(tmp_path: Path, topic: Topic, target: Destination, port: FakePo
             AgentConfig(**values),
             "client-id",
             SECRET,
+            environment,
             KAFKA_PASSWORD=password or topic.password,
         )
         started.append(process)

@@ -164,7 +164,15 @@ def topic_message(
 class AgentProcess:
     """An agent in a process of its own."""
 
-    def __init__(self, folder: Path, config: AgentConfig, client_id: str, client_secret: str, **secrets: str):
+    def __init__(
+        self,
+        folder: Path,
+        config: AgentConfig,
+        client_id: str,
+        client_secret: str,
+        environment: dict[str, str] | None = None,
+        **secrets: str,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.log_file = folder / "agent.log"
@@ -191,7 +199,10 @@ class AgentProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={name: value for name, value in os.environ.items() if "PROXY" not in name.upper()},
+                env={
+                    **{name: value for name, value in os.environ.items() if "PROXY" not in name.upper()},
+                    **(environment or {}),
+                },
             )
 
     @property

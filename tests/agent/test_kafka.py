@@ -64,6 +64,21 @@ def test_rotated_credentials_are_taken_up(topic: Topic, target: Destination, kaf
     agent.until_ready()
 
 
+def test_the_brokers_authority_may_be_the_agents(topic: Topic, kafka_agents: Any) -> None:
+    """One file for everything, or the environment; without either readiness says what is missing."""
+    untrusting = kafka_agents(name="none", kafka={"ca_file": None})
+    agents = [
+        kafka_agents(name="file", kafka={"ca_file": None}, ca_file=topic.ca_file),
+        kafka_agents(
+            name="variable", kafka={"ca_file": None}, environment={"SSL_CERT_FILE": str(topic.ca_file)}
+        ),
+    ]
+    for agent in agents:
+        agent.until_ready()
+    status = poll(lambda: (found := untrusting.ready())["problem"].startswith("TLS to Kafka") and found)
+    assert "kafka.ca_file" in status["problem"]
+
+
 @pytest.mark.parametrize(
     "poison",
     [b"", b"\xff\xfe", b"[1,2", b"[]", b'{"a":1,"a":2}', b"NaN", b'{"payload":{}}', b"[" * 10_000],

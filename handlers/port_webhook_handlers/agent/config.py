@@ -113,7 +113,8 @@ class AgentConfig:
         gitlab_url: address of GitLab, for invocations of the type GITLAB; the secret `<group>_<project>` is the
             trigger token of a project.
         signature: what the outgoing signature is made over: `raw`, the bytes sent, or `official-agent`.
-        verify_tls, ca_file: checks of a destination's certificate.
+        verify_tls: check the certificates of destinations.
+        ca_file: certificates to trust besides the system's: of Port's API, destinations and the brokers.
         run_logs: write a line into the run's log for each delivery.
         detailed: quote replies of destinations in summaries and run logs.
         set_transport: tell Port to send agent runs of the whole organisation over this source.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
+from port_webhook_handlers.agent.trust import client_context
+
 _IDLE_SECONDS: Final = 30.0
+_PROXY_AUTHENTICATION_REQUIRED: Final = 407
 _SAFE: Final = "/%:@!$&'()*+,;=~-._"
 
 
@@ -137,6 +141,9 @@ class HttpClient:
                         raise SendError("the connection was closed without a reply") from None
                     finally:
                         self._keep(key, connection)
+                    if proxy is not None and reply.status == _PROXY_AUTHENTICATION_REQUIRED:
+                        # Not the destination's answer, so it does not settle anything.
+                        raise SendError(_refused_by_proxy(reply.status))
                     return reply
         except TimeoutError:
             raise SendError(f"no complete reply within {seconds:g} s") from None
@@ -214,7 +221,7 @@ class HttpClient:
             raise SendError("the proxy closed the connection") from None
         if reply.status != 200:
             connection.close()
-            raise SendError(f"the proxy answered {reply.status}")
+            raise SendError(_refused_by_proxy(reply.status))
         inner = self._new()
         transport = await asyncio.get_running_loop().start_tls(
             connection.take_transport(), inner, tls, server_hostname=target.host
@@ -237,9 +244,11 @@ class HttpClient:
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = ssl.create_default_context()
-            if self._ca_file is not None:
-                self._tls.load_verify_locations(cafile=str(self._ca_file))
+            try:
+                self._tls = client_context(self._ca_file)
+            except OSError as error:
+                reason = f"no certificates can be read from the file of authorities: {_reason(error)}"
+                raise SendError(reason) from None
             if not self._verify:
                 self._tls.check_hostname = False
                 self._tls.verify_mode = ssl.CERT_NONE
@@ -391,14 +400,40 @@ def _proxy_for(url: str) -> _Proxy | None:
     # A proxy cannot reach this machine's loopback.
     if not address or host in ("localhost", "::1") or host.startswith("127."):
         return None
-    if proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies):
+    if proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies) or _in_networks(
+        host, proxies.get("no", "")
+    ):
         return None
     proxy = urlsplit(address if "//" in address else f"http://{address}")
+    if proxy.scheme != "http" or not proxy.hostname:
+        raise SendError(
+            f"the proxy of the environment for {parts.scheme} must be an address such as http://proxy:3128"
+        )
     authorization = None
     if proxy.username:
         pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
         authorization = "Basic " + base64.b64encode(pair.encode()).decode()
-    return _Proxy(proxy.hostname or "", proxy.port or 80, authorization)
+    return _Proxy(proxy.hostname, proxy.port or 80, authorization)
+
+
+def _in_networks(host: str, entries: str) -> bool:
+    """Whether an address is in one of the networks that `NO_PROXY` names, as 10.0.0.0/8."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    for entry in entries.split(","):
+        try:
+            if "/" in entry and address in ipaddress.ip_network(entry.strip(), strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _refused_by_proxy(status: int) -> str:
+    hint = "; check user and password in HTTPS_PROXY or HTTP_PROXY" if status in (401, 403, 407) else ""
+    return f"the proxy answered {status}{hint}"
 
 
 def _reason(error: OSError) -> str:

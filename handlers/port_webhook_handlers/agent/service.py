@@ -181,6 +181,7 @@ class AgentService:
             self._wanted,
             self._log,
             self.metrics,
+            config.ca_file,
         )
 
     def _access(self) -> Any:

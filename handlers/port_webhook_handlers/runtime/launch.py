@@ -19,11 +19,12 @@ SERVER_LIBRARIES: Final = (
 )
 CHILD_LIBRARIES: Final = ("dataclasses", "datetime", "inspect", "json", "queue", "socket")
 PROXY_VARIABLES: Final = (
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
 )  # fmt: skip
 
-_KEPT_VARIABLES: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-
+_KEPT_VARIABLES: Final = (
+    "PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+)  # fmt: skip
 _BOOT: Final = """\
 import importlib, sys
 _, bundle, cache, libraries, module = sys.argv[:5]

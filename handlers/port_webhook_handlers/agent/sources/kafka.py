@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from port_webhook_handlers.agent.config import AgentLimits, KafkaSettings
@@ -25,6 +26,7 @@ from port_webhook_handlers.agent.messages import (
     from_topic,
 )
 from port_webhook_handlers.agent.metrics import AgentMetrics
+from port_webhook_handlers.agent.trust import as_pem, client_context, is_customised
 from port_webhook_handlers.agent.watermark import Watermark
 from port_webhook_handlers.runtime.logs import Log
 
@@ -65,6 +67,7 @@ class KafkaSource:
         secrets: active signing secrets, as they are now.
         wanted: says whether this agent delivers a message.
         log, metrics: where it is noted.
+        ca_file: certificates to trust besides the system's, unless the settings name a file of their own.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class KafkaSource:
         wanted: Callable[[Message], bool],
         log: Log,
         metrics: AgentMetrics,
+        ca_file: Path | None = None,
     ) -> None:
         self._access = access
+        self._ca_file = ca_file
         self._settings = settings
         self._limits = limits
         self._agent = agent
@@ -101,7 +106,7 @@ class KafkaSource:
         self._paused = False
         self._fresh = False
         self._full_since: float | None = None
-        self._credentials_refused = False
+        self._credentials_refused = self._untrusted = False
         self._assigned = False
         self._lag = 0
         self._logged: dict[str, float] = {}
@@ -171,7 +176,7 @@ class KafkaSource:
         """Reads with these credentials until closed, or until they are refused."""
         from confluent_kafka import Consumer
 
-        self._credentials_refused = False
+        self._credentials_refused = self._untrusted = False
         consumer = Consumer(self._configuration(access), logger=_quiet_logger())
         refused_at = 0.0
         try:
@@ -230,6 +235,9 @@ class KafkaSource:
             }
         if settings.ca_file is not None:
             configuration["ssl.ca.location"] = str(settings.ca_file)
+        elif is_customised(self._ca_file):
+            # librdkafka's own TLS knows nothing of the environment, and takes one or the other.
+            configuration["ssl.ca.pem"] = as_pem(client_context(self._ca_file))
         return configuration
 
     def _in_flight(self) -> int:
@@ -377,7 +385,13 @@ class KafkaSource:
             self.problem = f"Kafka refuses access to the topic or the group {self.group_id}"
         elif code == KafkaError.UNKNOWN_TOPIC_OR_PART:
             self.problem = f"the topic {self._runs_topic} does not exist"
-        elif code == KafkaError._ALL_BROKERS_DOWN and not self._credentials_refused:
+        elif code == KafkaError._SSL:
+            self._untrusted = True
+            self.problem = (
+                "TLS to Kafka fails, perhaps because the authority of its certificate is not trusted: "
+                "name that in kafka.ca_file"
+            )
+        elif code == KafkaError._ALL_BROKERS_DOWN and not (self._credentials_refused or self._untrusted):
             self.problem = "no broker can be reached"
         self._say("kafka error", error.name(), error=error.str())
 
