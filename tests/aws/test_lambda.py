@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 from tests.aws.cloud import moto
-from tests.aws.stack import AwsStack, http_event
+from tests.aws.stack import AwsStack, http_event, signed
 from tests.fixtures_localport import LocalPort, eventually, local_port
 
 from port_webhook_handlers.bundle import Bundle, build
@@ -148,16 +144,6 @@ def envelope(action: str, run_id: str, text: str = "") -> bytes:
     return json.dumps(
         {"port_context": context, "inputs": {"text": text}, "entity": None, "trigger": {}}
     ).encode()
-
-
-def signed(secret: str, body: bytes, at: float | None = None) -> dict[str, str]:
-    stamp = str(int(time.time() if at is None else at))
-    value = hmac.digest(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256)
-    return {
-        "content-type": "application/json",
-        "x-port-timestamp": stamp,
-        "x-port-signature": f"v1,{base64.b64encode(value).decode()}",
-    }
 
 
 def deploy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
             "is http, but without an ingress there is no address to probe",
             "Set it to off, or aws.ingress to http-api",
         )
+    _endpoints(target)
     return plans.plan(
         bundle,
         target,
@@ -129,23 +131,13 @@ def provider(name: str, settings: AwsSettings, opts: pulumi.ResourceOptions | No
     """The account and region of the stack; credentials come from AWS's usual places.
 
     `endpoints` and `skipValidation` point it at another implementation of AWS.
-
-    Raises:
-        SettingsError: `endpoints` names an unknown service.
     """
     skip = settings.skip_validation
-    known = set(inspect.signature(aws.ProviderEndpointArgs.__init__).parameters) - {"__self__"}
-    for service in settings.endpoints:
-        if service not in known:
-            raise SettingsError(
-                f"{KEY}.endpoints.{service}",
-                "is no service of the provider",
-                "Use names like sqs and dynamodb",
-            )
+    endpoints = _endpoints(settings)
     return aws.Provider(
         name,
         region=settings.region,
-        endpoints=[aws.ProviderEndpointArgs(**settings.endpoints)] if settings.endpoints else None,
+        endpoints=[aws.ProviderEndpointArgs(**endpoints)] if endpoints else None,
         skip_credentials_validation=skip,
         skip_region_validation=skip,
         skip_requesting_account_id=skip,
@@ -153,3 +145,23 @@ def provider(name: str, settings: AwsSettings, opts: pulumi.ResourceOptions | No
         s3_use_path_style=skip,
         opts=opts,
     )
+
+
+def _endpoints(settings: AwsSettings) -> dict[str, str]:
+    """Arguments of the provider by service.
+
+    Raises:
+        SettingsError: a service is unknown.
+    """
+    parameters = set(inspect.signature(aws.ProviderEndpointArgs.__init__).parameters) - {"__self__"}
+    # `lambda` is a word of Python, so the SDK calls it `lambda_`.
+    known = {name.rstrip("_"): name for name in parameters}
+    for service in settings.endpoints:
+        if service not in known:
+            close = difflib.get_close_matches(service, known, n=1)
+            raise SettingsError(
+                f"{KEY}.endpoints.{service}",
+                "is no service of the provider" + (f"; did you mean {close[0]}?" if close else ""),
+                "Use names like sqs and dynamodb",
+            )
+    return {known[service]: url for service, url in settings.endpoints.items()}

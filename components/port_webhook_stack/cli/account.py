@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from port_webhook_handlers.runtime.aws.secrets import UNTIL
 from port_webhook_stack.cli.connection import stack_configuration
 from port_webhook_stack.settings import MODULE
 
@@ -50,11 +51,13 @@ class Account:
     Attributes:
         region: of AWS.
         prefix: of all names.
+        ingress: how requests reach the receiver.
         endpoints: service to URL, for another implementation of AWS.
     """
 
     region: str | None
     prefix: str
+    ingress: str = "http-api"
     endpoints: Mapping[str, str] = field(default_factory=dict)
 
     def client(self, service: str) -> Any:
@@ -81,7 +84,12 @@ def account_of(project: Path, stack: str) -> Account | None:
         return None
     own: Any = values.get(f"{MODULE}:aws") or {}
     region = own.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return Account(region, own.get("namePrefix") or f"port-webhook-{stack}", own.get("endpoints") or {})
+    return Account(
+        region,
+        own.get("namePrefix") or f"port-webhook-{stack}",
+        own.get("ingress") or "http-api",
+        own.get("endpoints") or {},
+    )
 
 
 def dead_letters(account: Account) -> list[DeadLetter]:
@@ -97,7 +105,7 @@ def dead_letters(account: Account) -> list[DeadLetter]:
         "ExpressionAttributeValues": {":one": {"S": "1"}},
     }
     found = []
-    for page in _pages(lambda start: _call(account, "dynamodb", "query", **query, **start)):
+    for page in pages(lambda start: call(account, "dynamodb", "query", **query, **start)):
         for item in page["Items"]:
             text = {name: value["S"] for name, value in item.items() if "S" in value}
             at = datetime.fromtimestamp(float(item["updated_at"]["N"]), UTC)
@@ -115,7 +123,7 @@ def dead_letters(account: Account) -> list[DeadLetter]:
 
 def forget(account: Account, letter: DeadLetter) -> None:
     """Takes a run off the list."""
-    _call(
+    call(
         account,
         "dynamodb",
         "update_item",
@@ -131,12 +139,12 @@ def redrive_reports(account: Account) -> int:
     Raises:
         AccountError: AWS refused.
     """
-    source = _call(account, "sqs", "get_queue_url", QueueName=f"{account.prefix}-reports-dead.fifo")[
+    source = call(account, "sqs", "get_queue_url", QueueName=f"{account.prefix}-reports-dead.fifo")[
         "QueueUrl"
     ]
-    target = _call(account, "sqs", "get_queue_url", QueueName=f"{account.prefix}-reports.fifo")["QueueUrl"]
+    target = call(account, "sqs", "get_queue_url", QueueName=f"{account.prefix}-reports.fifo")["QueueUrl"]
     moved = 0
-    while messages := _call(
+    while messages := call(
         account,
         "sqs",
         "receive_message",
@@ -145,7 +153,7 @@ def redrive_reports(account: Account) -> int:
         MessageSystemAttributeNames=["MessageGroupId"],
     ).get("Messages"):
         for message in messages:
-            _call(
+            call(
                 account,
                 "sqs",
                 "send_message",
@@ -155,7 +163,7 @@ def redrive_reports(account: Account) -> int:
                 # Another one than before, or the queue would drop it as a repeat.
                 MessageDeduplicationId=f"redrive-{message['MessageId']}",
             )
-            _call(account, "sqs", "delete_message", QueueUrl=source, ReceiptHandle=message["ReceiptHandle"])
+            call(account, "sqs", "delete_message", QueueUrl=source, ReceiptHandle=message["ReceiptHandle"])
             moved += 1
     return moved
 
@@ -169,8 +177,8 @@ def log_lines(account: Account, lines: int, follow: bool) -> Iterator[str]:
     prefix = f"/aws/lambda/{account.prefix}-"
     groups = [
         group["logGroupName"]
-        for page in _pages(
-            lambda start: _call(account, "logs", "describe_log_groups", logGroupNamePrefix=prefix, **start)
+        for page in pages(
+            lambda start: call(account, "logs", "describe_log_groups", logGroupNamePrefix=prefix, **start)
         )
         for group in page["logGroups"]
     ]
@@ -183,7 +191,7 @@ def log_lines(account: Account, lines: int, follow: bool) -> Iterator[str]:
             (
                 (event["timestamp"], event["eventId"], group.removeprefix(prefix), event["message"].rstrip())
                 for group in groups
-                for event in _call(
+                for event in call(
                     account,
                     "logs",
                     "filter_log_events",
@@ -204,17 +212,39 @@ def log_lines(account: Account, lines: int, follow: bool) -> Iterator[str]:
         time.sleep(_POLL_SECONDS)
 
 
+def keep_former(account: Account, until: float) -> bool:
+    """Lets what a rotation replaced count until a time; whether there is a former signing secret.
+
+    A label of the former version says so, which functions read together with it: nothing is deployed.
+
+    Args:
+        account: where.
+        until: seconds since the epoch.
+
+    Raises:
+        AccountError: AWS refused.
+    """
+    for name, version in _former(account):
+        call(
+            account,
+            "secretsmanager",
+            "update_secret_version_stage",
+            SecretId=name,
+            VersionStage=f"{UNTIL}{int(until)}",
+            MoveToVersionId=version,
+        )
+    return any(name == f"{account.prefix}-signing" for name, _ in _former(account))
+
+
 def retire(account: Account) -> bool:
     """Ends the overlap after a rotation; whether there was a former signing secret.
 
     Raises:
         AccountError: AWS refused.
     """
-    name = f"{account.prefix}-signing"
-    versions = _call(account, "secretsmanager", "list_secret_version_ids", SecretId=name)["Versions"]
-    former = [item["VersionId"] for item in versions if "AWSPREVIOUS" in item.get("VersionStages", [])]
-    for version in former:
-        _call(
+    former = _former(account)
+    for name, version in former:
+        call(
             account,
             "secretsmanager",
             "update_secret_version_stage",
@@ -222,23 +252,49 @@ def retire(account: Account) -> bool:
             VersionStage="AWSPREVIOUS",
             RemoveFromVersionId=version,
         )
-    return bool(former)
+    return any(name == f"{account.prefix}-signing" for name, _ in former)
 
 
-def _pages(call: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _former(account: Account) -> list[tuple[str, str]]:
+    """Secrets that verify or decrypt, each with the version before the present one, where there is one."""
+    filters = [{"Key": "name", "Values": [f"{account.prefix}-{part}" for part in ("signing", "handlers-")]}]
+    names = [
+        secret["Name"]
+        for page in pages(
+            lambda start: call(account, "secretsmanager", "list_secrets", Filters=filters, **start)
+        )
+        for secret in page["SecretList"]
+    ]
+    return [
+        (name, item["VersionId"])
+        for name in sorted(names)
+        for item in call(account, "secretsmanager", "list_secret_version_ids", SecretId=name)["Versions"]
+        if "AWSPREVIOUS" in item.get("VersionStages", [])
+    ]
+
+
+def pages(call: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """All pages of a listing; `call` gets what the next one is asked for with."""
     start: dict[str, Any] = {}
     while True:
         page = call(start)
         yield page
         if page.get("LastEvaluatedKey"):
             start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
-        elif page.get("nextToken"):
-            start = {"nextToken": page["nextToken"]}
-        else:
+            continue
+        # Services differ in the name of it, and some call it otherwise in the question than in the answer.
+        name = next((name for name in ("nextToken", "NextToken", "NextMarker") if page.get(name)), None)
+        if name is None:
             return
+        start = {name.replace("NextMarker", "Marker"): page[name]}
 
 
-def _call(account: Account, service: str, operation: str, **arguments: Any) -> dict[str, Any]:
+def call(account: Account, service: str, operation: str, **arguments: Any) -> dict[str, Any]:
+    """One call of boto3; `operation` is the name of its method.
+
+    Raises:
+        AccountError: AWS refused, or cannot be reached.
+    """
     client = account.client(service)
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -295,11 +295,35 @@ def import_code(
 
 @app.command()
 def status(stack: Stack = "local") -> None:
-    """Show what runs on this machine, and the latest runs."""
+    """Show what is deployed and how it is, and the latest runs."""
     from port_webhook_handlers.port.client import PortError
+    from port_webhook_stack.cli.account import account_of
+    from port_webhook_stack.cli.connection import ConnectionUnavailableError, connect
+
+    if (account := account_of(Path.cwd(), stack)) is not None:
+        from port_webhook_stack.cli.overview import overview
+
+        for word, text in overview(account):
+            note(f"{word:<12} {text}")
+    else:
+        _print_local(stack)
+    try:
+        latest = connect(Path.cwd(), stack).request(
+            "GET", "/v1/actions/runs", params={"limit": "5", "version": "v2"}
+        )
+    except (ConnectionUnavailableError, PortError) as error:
+        note(f"runs         {error}")
+        return
+    for item in latest["runs"]:
+        label = (item.get("action") or {}).get("identifier", "?")
+        note(f"run          {item['id']}  {label}  {item['status']}  {item.get('summary') or ''}")
+
+
+def _print_local(stack: str) -> None:
+    """What runs on this machine."""
     from port_webhook_handlers.runtime import control as listener_control
     from port_webhook_localport import control as port_control
-    from port_webhook_stack.cli.connection import ConnectionUnavailableError, connect, state_folder
+    from port_webhook_stack.cli.connection import state_folder
 
     state = state_folder(Path.cwd(), stack)
     endpoint = port_control.status(state / "localport")
@@ -316,16 +340,6 @@ def status(stack: Stack = "local") -> None:
         note(
             f"deployed     {current.parent.name} {record.get('version')}  http://127.0.0.1:{record.get('port')}"
         )
-    try:
-        latest = connect(Path.cwd(), stack).request(
-            "GET", "/v1/actions/runs", params={"limit": "5", "version": "v2"}
-        )
-    except (ConnectionUnavailableError, PortError) as error:
-        note(f"runs         {error}")
-        return
-    for item in latest["runs"]:
-        label = (item.get("action") or {}).get("identifier", "?")
-        note(f"run          {item['id']}  {label}  {item['status']}  {item.get('summary') or ''}")
 
 
 def _project() -> Path:

@@ -133,6 +133,7 @@ def _activate(state: Path, seconds: float) -> None:
 def _rotate(project: Path, stack: str, state: Path, seconds: float, from_env: str | None) -> None:
     from port_webhook_handlers.port.client import PortAuthenticationError, PortClient
     from port_webhook_handlers.port.regions import API_BASE_URLS
+    from port_webhook_stack.cli.account import account_of
     from port_webhook_stack.cli.connection import provider_configuration, stack_configuration
     from port_webhook_stack.settings import MODULE, PROVIDER
 
@@ -167,7 +168,8 @@ def _rotate(project: Path, stack: str, state: Path, seconds: float, from_env: st
 
     _operate(stack, deploy)
     with step("rotation") as current:
-        current.result = _ended(state, seconds)
+        own_account = account_of(project, stack)
+        current.result = _ended_in(own_account, seconds) if own_account else _ended(state, seconds)
     if in_environment:
         warn("export PORT_CLIENT_SECRET with the new secret from now on")
 
@@ -200,7 +202,17 @@ def _ended(state: Path, seconds: float) -> str:
     from port_webhook_stack.secrets_store.local_handler import end_previous
 
     end = time.time() + seconds
-    found = end_previous(state, end)
+    return _shown(end_previous(state, end) > 0, end)
+
+
+def _ended_in(account: Account, seconds: float) -> str:
+    from port_webhook_stack.cli.account import keep_former
+
+    end = time.time() + seconds
+    return _shown(keep_former(account, end), end)
+
+
+def _shown(found: bool, end: float) -> str:
     until = datetime.fromtimestamp(end).astimezone().isoformat(sep=" ", timespec="seconds")
     return f"Port signs with the new secret{f'; the former one is valid until {until}' if found else ''}"
 

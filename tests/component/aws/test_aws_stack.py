@@ -403,10 +403,9 @@ def test_pull_mode_has_no_entry(run: Run) -> None:
 
 
 def test_another_implementation_of_aws(run: Run) -> None:
-    provider = run({"endpoints": {"sqs": "http://127.0.0.1:5000"}, "skipValidation": True}).of(
-        "pulumi:providers:aws"
-    )["w-aws"]
-    assert json.loads(provider["endpoints"]) == [{"sqs": "http://127.0.0.1:5000"}]
+    endpoints = dict.fromkeys(("sqs", "lambda"), "http://127.0.0.1:5000")
+    provider = run({"endpoints": endpoints, "skipValidation": True}).of("pulumi:providers:aws")["w-aws"]
+    assert json.loads(provider["endpoints"]) == [endpoints]
     assert provider["skipCredentialsValidation"] == "true"
 
 
@@ -436,7 +435,12 @@ def test_definitions_come_after_the_proof(run: Run) -> None:
         ),
         ({"logRetentionDays": 31}, {}, SettingsError, "aws.logRetentionDays"),
         ({"secretRecoveryDays": 3}, {}, SettingsError, "aws.secretRecoveryDays"),
-        ({"endpoints": {"sqqs": "http://x"}}, {}, SettingsError, "aws.endpoints.sqqs"),
+        (
+            {"endpoints": {"sqqs": "http://x"}},
+            {},
+            SettingsError,
+            "aws.endpoints.sqqs: is no service of the provider; did you mean sqs?",
+        ),
         ({"python": "3.9"}, {}, SettingsError, "aws.python"),
         ({}, {"listener": {"syncDeadlineSeconds": 29}}, SettingsError, "listener.syncDeadlineSeconds"),
         ({}, {"source": HANDLERS.replace("300", "871")}, StackError, "timeout_seconds of deploy is 871"),

@@ -37,7 +37,7 @@ class Deployment:
         port_base_url: Port's API.
         sync_deadline_seconds, tolerance_seconds, retention_days: limits.
         secrets_seconds: how long values of secrets are kept.
-        overlap_seconds: how long former signing secrets stay valid after a rotation.
+        overlap_seconds: how long former signing secrets and decryption keys stay valid after a rotation.
         credentials: handlers get the function's credentials of AWS.
     """
 

@@ -49,18 +49,14 @@ class Runs:
         self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float
     ) -> Outcome:
         """Runs the handler of a route; what it reports is on the queue of reports when this returns."""
-        content = self._secrets.content if self._secrets is not None else None
         try:
-            request = handler_request(
-                run_id,
-                route,
-                body,
-                attempt=attempt,
-                deadline=time.time() + seconds,
-                secrets={} if content is None else content.secrets,
-                decryption=() if content is None else content.decryption,
-                settings={"state_dir": "/tmp", **self._archive.handler_settings(route.name)},  # noqa: S108
-            )
+            try:
+                request = self._request(run_id, route, body, attempt, seconds)
+            except DecryptionError:
+                # Perhaps the key was replaced since it was read.
+                if self._secrets is None or not self._secrets.refresh():
+                    raise
+                request = self._request(run_id, route, body, attempt, seconds)
         except DecryptionError as error:
             return Outcome(
                 "FAILURE", f"An encrypted input cannot be read: {error}.", error_type="DecryptionError"
@@ -89,6 +85,21 @@ class Runs:
             seconds=round(time.monotonic() - began, 3),
         )
         return outcome
+
+    def _request(
+        self, run_id: str, route: Route, body: Mapping[str, Any], attempt: int, seconds: float
+    ) -> dict[str, Any]:
+        content = self._secrets.content if self._secrets is not None else None
+        return handler_request(
+            run_id,
+            route,
+            body,
+            attempt=attempt,
+            deadline=time.time() + seconds,
+            secrets={} if content is None else content.secrets,
+            decryption=() if content is None else content.decryption,
+            settings={"state_dir": "/tmp", **self._archive.handler_settings(route.name)},  # noqa: S108
+        )
 
 
 class _Buffer:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from port_webhook_handlers.runtime.aws.api import AwsApi, AwsError
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.redact import Redactor
 from port_webhook_handlers.runtime.secret_file import SecretFileError, SigningSecret, StoredSecrets
+
+UNTIL: Final = "until-"
+"""Begins the label of a former version that says when it ends: `until-<seconds since the epoch>`."""
 
 # A sender without a valid signature must not be able to run up a bill.
 _REFETCH_SECONDS: Final = 10.0
@@ -19,8 +23,8 @@ _REFETCH_SECONDS: Final = 10.0
 class CachedSecrets:
     """The content of one or more secrets, put together.
 
-    A fetch that fails leaves the last good content in force. After a rotation the former signing secrets, which
-    Secrets Manager keeps as the previous version, stay valid for a while.
+    A fetch that fails leaves the last good content in force. After a rotation the former signing secrets and
+    decryption keys, which Secrets Manager keeps as the previous version, stay valid for a while.
 
     Args:
         api: calls to AWS.
@@ -28,7 +32,7 @@ class CachedSecrets:
         wanted: which of them this function may read.
         seconds: how long a value is kept.
         log: gets the values to hide.
-        overlap_seconds: how long former signing secrets stay valid.
+        overlap_seconds: how long former ones stay valid, unless a label of their version says until when.
         clock: seconds, from any start.
     """
 
@@ -91,19 +95,25 @@ class CachedSecrets:
 
     def _fetch(self) -> StoredSecrets:
         merged: dict[str, object] = {}
-        former: tuple[SigningSecret, ...] = ()
+        former = StoredSecrets()
         for arn in self._arns:
             value = self._api.call("secretsmanager", "GetSecretValue", {"SecretId": arn})
             merged.update(_parsed(arn, value))
             if self._wants_former:
-                former += self._former(arn, float(value.get("CreatedDate") or 0) + self._overlap)
+                found = self._former(arn, float(value.get("CreatedDate") or 0) + self._overlap)
+                former = StoredSecrets(
+                    former.signing + found.signing, None, former.decryption + found.decryption
+                )
         content = StoredSecrets.from_json(merged)
         known = {item.value for item in content.signing}
-        added = tuple(item for item in former if item.value not in known)
-        if added:
-            content = StoredSecrets(
-                (*content.signing, *added), content.api, content.decryption, content.secrets
-            )
+        content = dataclasses.replace(
+            content,
+            signing=(*content.signing, *(item for item in former.signing if item.value not in known)),
+            decryption=(
+                *content.decryption,
+                *(key for key in former.decryption if key not in content.decryption),
+            ),
+        )
         self._content, self._fetched = content, self._clock()
         api = () if content.api is None else (content.api.client_secret,)
         self._log.redact = Redactor(
@@ -111,10 +121,13 @@ class CachedSecrets:
         )
         return content
 
-    def _former(self, arn: str, until: float) -> tuple[SigningSecret, ...]:
-        """Signing secrets of the version before, valid until a time (seconds since the epoch)."""
-        if until <= time.time():
-            return ()
+    def _former(self, arn: str, until: float) -> StoredSecrets:
+        """Signing secrets and decryption keys of the version before, as long as they count.
+
+        Args:
+            arn: of the secret.
+            until: when they end (seconds since the epoch), unless a label says otherwise.
+        """
         try:
             value = self._api.call(
                 "secretsmanager", "GetSecretValue", {"SecretId": arn, "VersionStage": "AWSPREVIOUS"}
@@ -122,12 +135,24 @@ class CachedSecrets:
         except AwsError as error:
             if error.code != "ResourceNotFoundException":
                 self._log("former secret not read", error=str(error))
-            return ()
-        former = StoredSecrets.from_json(_parsed(arn, value)).signing
-        return tuple(
+            return StoredSecrets()
+        until = _labelled(value, until)
+        if until <= time.time():
+            return StoredSecrets()
+        former = StoredSecrets.from_json(_parsed(arn, value))
+        signing = tuple(
             SigningSecret(item.value, until if item.not_after is None else min(until, item.not_after))
-            for item in former
+            for item in former.signing
         )
+        return StoredSecrets(signing, None, former.decryption)
+
+
+def _labelled(value: Mapping[str, Any], otherwise: float) -> float:
+    for label in value.get("VersionStages") or ():
+        digits = str(label).removeprefix(UNTIL)
+        if digits != label and digits.isdecimal():
+            return float(digits)
+    return otherwise
 
 
 def _parsed(arn: str, value: Mapping[str, object]) -> dict[str, object]:

@@ -20,7 +20,14 @@ class SynchronousFunction:
 
     def __init__(self, archive: Archive, deployment: Deployment, api: AwsApi, log: Log) -> None:
         self._routes = archive.manifest.routes
-        secrets = CachedSecrets(api, deployment.secrets, ("handlers",), deployment.secrets_seconds, log)
+        secrets = CachedSecrets(
+            api,
+            deployment.secrets,
+            ("handlers",),
+            deployment.secrets_seconds,
+            log,
+            deployment.overlap_seconds,
+        )
         self._runs = Runs(
             archive, deployment, api, secrets if "handlers" in deployment.secrets else None, log
         )

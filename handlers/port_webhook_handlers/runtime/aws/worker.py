@@ -61,7 +61,14 @@ class WorkerFunction:
         self._reports = deployment.reports
         self._api = api
         self._log = log
-        secrets = CachedSecrets(api, deployment.secrets, ("handlers",), deployment.secrets_seconds, log)
+        secrets = CachedSecrets(
+            api,
+            deployment.secrets,
+            ("handlers",),
+            deployment.secrets_seconds,
+            log,
+            deployment.overlap_seconds,
+        )
         self._runs = Runs(
             archive, deployment, api, secrets if "handlers" in deployment.secrets else None, log
         )

@@ -1,0 +1,1 @@
+"""A stand-in for the provider plugin `aws`, which no package registry carries."""
