@@ -126,15 +126,38 @@ def account(moto_url: str, tmp_path: Path, local_port: LocalPort) -> Iterator[Ac
     account.aws("dynamodb", "delete_table", TableName="acme-ledger")
 
 
-def test_a_dead_letter_that_cannot_run_again_stays(account: Account, local_port: LocalPort) -> None:
-    account.bury("r_dead", "gone", text="x")
+def define(port: LocalPort, identifier: str, form: dict[str, Any], mapping: dict[str, Any]) -> None:
+    """An action that Port executes by itself."""
+    trigger = {"type": "self-service", "operation": "CREATE", "userInputs": {"properties": form}}
+    method = {"type": "UPSERT_ENTITY", "blueprintIdentifier": "thing", "mapping": mapping}
+    port.api("POST", "/actions", {"identifier": identifier, "trigger": trigger, "invocationMethod": method})
+
+
+def test_dead_letters_run_again_with_what_a_form_takes(account: Account, local_port: LocalPort) -> None:
+    things = {"identifier": "thing", "title": "Thing", "schema": {"properties": {}}}
+    local_port.api("POST", "/blueprints", things)
+    for name in ("one", "two"):
+        local_port.api("POST", "/blueprints/thing/entities", {"identifier": name, "title": name.title()})
+    entity = {"type": "string", "format": "entity", "blueprint": "thing"}
+    form = {"thing": entity, "things": {"type": "array", "items": entity}}
+    mapping = {"identifier": '{{ .inputs.thing.identifier + "-" + .inputs.things[1].identifier }}'}
+    define(local_port, "copy", form, mapping)
+    define(local_port, "seal", {"word": {"type": "string", "encryption": "aes256-gcm"}}, {"identifier": "x"})
+    one, two = (
+        local_port.api("GET", f"/blueprints/thing/entities/{name}")["entity"] for name in ("one", "two")
+    )
+    account.bury("r_entities", "copy", thing=one, things=[one, two])
+    account.bury("r_sealed", "seal", word="c2VhbGVk")
+    account.bury("r_gone", "gone", text="x")
     code, text = account.run("dead-letters", "redrive", "--all")
     assert code == 1
-    assert "r_dead: Port answered 404" in text
-    assert local_port.client_secret not in text
+    assert local_port.api("GET", "/blueprints/thing/entities/one-two")["entity"]["identifier"] == "one-two"
+    assert "r_sealed: the input word is encrypted" in text
+    assert "r_gone: Port answered 404" in text
     text = account.run("dead-letters")[1]
-    assert "r_dead  gone\n  The run could not be started." in text
-    assert "1 dead letters" in text
+    assert "r_gone  gone\n  The run could not be started." in text
+    assert "2 dead letters" in text
+    assert local_port.client_secret not in text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from port_webhook_stack.cli.app import Stack, app
 from port_webhook_stack.cli.console import fail, note
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from port_webhook_stack.cli.account import Account
 
 _commands = typer.Typer(help="Runs that ran out of tries and were reported as FAILURE.")
@@ -94,13 +96,17 @@ def _redrive(own: Account, stack: str, wanted: set[str]) -> None:
     with connect(Path.cwd(), stack) as client:
         for run_id in wanted or letters:
             letter = letters[run_id]
+            path = f"/v1/actions/{quote(letter.route + suffix)}"
             try:
+                trigger = client.request("GET", path)["action"].get("trigger") or {}
+                form = (trigger.get("userInputs") or {}).get("properties") or {}
                 begun = client.request(
-                    "POST",
-                    f"/v1/actions/{quote(letter.route + suffix)}/runs",
-                    params={"version": "v2"},
-                    json=_body(letter.body),
+                    "POST", f"{path}/runs", params={"version": "v2"}, json=_body(letter.body, form)
                 )["run"]
+            except _EncryptedInputError as error:
+                failed += 1
+                fail(f"{run_id}: {error}")
+                continue
             except PortError as error:
                 failed += 1
                 fail(f"{run_id}: {error}" + _hint(letter.body))
@@ -111,12 +117,39 @@ def _redrive(own: Account, stack: str, wanted: set[str]) -> None:
         raise typer.Exit(1)
 
 
-def _body(request: Any) -> dict[str, Any]:
+class _EncryptedInputError(Exception):
+    pass
+
+
+def _body(request: Any, form: Mapping[str, Any]) -> dict[str, Any]:
+    """What Port takes for a run with the inputs that a request had.
+
+    Raises:
+        _EncryptedInputError: one is encrypted, and Port would encrypt it once more.
+    """
+    inputs = {}
+    for name, value in (request.get("inputs") or {}).items():
+        rule: dict[str, Any] = form.get(name) or {}
+        if "encryption" in rule and value is not None:
+            raise _EncryptedInputError(
+                f"the input {name} is encrypted, so it cannot be given to Port again; run the action anew"
+            )
+        items: Any = rule.get("items")
+        # A request has the whole entity where a form has its identifier.
+        if rule.get("format") == "entity":
+            value = _identifier(value)
+        elif isinstance(items, dict) and items.get("format") == "entity" and isinstance(value, list):
+            value = [_identifier(item) for item in value]
+        inputs[name] = value
     entity = request.get("entity") or {}
-    body: dict[str, Any] = {"properties": request.get("inputs") or {}}
+    body: dict[str, Any] = {"properties": inputs}
     if entity.get("identifier"):
         body["entity"] = entity["identifier"]
     return body
+
+
+def _identifier(value: Any) -> Any:
+    return value["identifier"] if isinstance(value, dict) and "identifier" in value else value
 
 
 def _hint(request: Any) -> str:
