@@ -5,14 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from port_webhook_stack.catalog import BlueprintSet
     from port_webhook_stack.errors import DefinitionsError, SettingsError, StackError
     from port_webhook_stack.settings import Settings
     from port_webhook_stack.verification import Verification
     from port_webhook_stack.webhook_stack import WebhookStack
 
-__all__ = ["DefinitionsError", "Settings", "SettingsError", "StackError", "Verification", "WebhookStack"]
+__all__ = [
+    "BlueprintSet",
+    "DefinitionsError",
+    "Settings",
+    "SettingsError",
+    "StackError",
+    "Verification",
+    "WebhookStack",
+]
 
 _HOME = {
+    "BlueprintSet": "catalog",
     "DefinitionsError": "errors",
     "Settings": "settings",
     "SettingsError": "errors",

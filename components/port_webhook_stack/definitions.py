@@ -15,7 +15,9 @@ from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.port.definitions import DefinitionError, definition_from_body
 from port_webhook_handlers.port.lint import RULES, BlueprintShape, Finding, Known, lint
 from port_webhook_handlers.port.names import action_run_by
+from port_webhook_handlers.sdk import SettingError
 from port_webhook_stack import definition_files
+from port_webhook_stack.catalog import catalog_of
 from port_webhook_stack.definition_files import DefinitionFileError
 from port_webhook_stack.errors import DefinitionsError, SettingsError
 from port_webhook_stack.organisation import Organisation
@@ -43,7 +45,7 @@ def gather(settings: Settings, bundle: Bundle, given: Iterable[Definition]) -> l
         SettingsError: a file cannot be read.
     """
     found = [
-        Declared(body, bundle.routes.get(identifier, {}).get("source"))
+        Declared(_in_catalog(body, bundle, settings), bundle.routes.get(identifier, {}).get("source"))
         for identifier, body in bundle.definitions.items()
     ]
     for item in given:
@@ -60,6 +62,18 @@ def gather(settings: Settings, bundle: Bundle, given: Iterable[Definition]) -> l
             f"{MODULE}:definitions", str(error), "Paths start at the folder of Pulumi.yaml"
         ) from None
     return found
+
+
+def _in_catalog(body: Body, bundle: Bundle, settings: Settings) -> Body:
+    """A definition with the organisation's names of blueprints, if it is one of a bundled handler."""
+    handler = str(bundle.routes.get(str(body["identifier"]), {}).get("handler", ""))
+    if not settings.catalog or not handler.startswith("port_webhook_handlers.bundled."):
+        return body
+    try:
+        return catalog_of(settings).renamed(body)
+    except SettingError as error:
+        key, _, problem = str(error).partition(": ")
+        raise SettingsError(f"{MODULE}:{key}", problem, "docs/bundled-handlers.md shows how") from None
 
 
 def check(

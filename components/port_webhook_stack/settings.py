@@ -79,6 +79,7 @@ class Settings:
     client_secret: str | None = None
     handlers: tuple[str, ...] = ()
     handler_settings: Mapping[str, Any] = field(default_factory=dict)
+    catalog: Mapping[str, Any] = field(default_factory=dict)
     blueprints: Literal["create", "existing"] = "existing"
     force_destroy: bool = False
     verify: Literal["http", "off"] = "http"
@@ -168,7 +169,8 @@ def parse(
         client_id=reader.provider("clientId", "PORT_CLIENT_ID"),
         client_secret=reader.provider("clientSecret", "PORT_CLIENT_SECRET"),
         handlers=tuple(reader.strings("handlers")),
-        handler_settings=reader.mapping("handlerSettings"),
+        handler_settings=_handler_settings(reader),
+        catalog=reader.mapping("catalog"),
         blueprints=reader.choice(
             "blueprints", ("create", "existing"), "create" if region == "local" else "existing"
         ),  # type: ignore[arg-type]
@@ -201,6 +203,17 @@ def parse(
             "Run `pulumi config set port-webhook:clientId <id>`, or set PORT_CLIENT_ID",
         )
     return settings
+
+
+def _handler_settings(reader: _Reader) -> dict[str, Any]:
+    """Settings by handler; what blueprints are called belongs to those of all."""
+    values, catalog = reader.mapping("handlerSettings"), reader.mapping("catalog")
+    if not catalog:
+        return values
+    shared = values.get("*", {})
+    if not isinstance(shared, dict):
+        raise SettingsError(f"{MODULE}:handlerSettings.*", "is no map", "Write a map of settings")
+    return {**values, "*": {**shared, "catalog": catalog}}
 
 
 def _listener(reader: _Reader) -> ListenerSettings:

@@ -16,7 +16,15 @@ from port_webhook_handlers.port import Action as PortAction
 from port_webhook_handlers.port import Webhook as PortWebhook
 from port_webhook_handlers.port import self_service
 from port_webhook_handlers.port.envelope import action_webhook
-from port_webhook_stack import DefinitionsError, Settings, SettingsError, StackError, WebhookStack
+from port_webhook_stack import (
+    BlueprintSet,
+    DefinitionsError,
+    Settings,
+    SettingsError,
+    StackError,
+    WebhookStack,
+    catalog,
+)
 from port_webhook_stack.settings import parse
 
 __all__ = ["local_port"]
@@ -348,3 +356,49 @@ def is_secret(value: Any) -> bool:
 def plain(value: Any) -> Any:
     """A value without its mark of secrecy."""
     return value["value"] if is_secret(value) else value
+
+
+MAPPED = {
+    "service": {"blueprint": "microservice"},
+    "environment": {"entity": "production"},
+    "deployment": {"properties": {"status": "state"}},
+}
+
+
+def test_a_mapped_set_of_blueprints(run: Callable[..., Mocks], tmp_path: Path) -> None:
+    modules = ["port_webhook_handlers.bundled.deploy", "port_webhook_handlers.bundled.expire"]
+    values = {"catalog": MAPPED, "handlers": modules, "handlerSettings": {"*": {"a": 1}}}
+    settings = make_settings(tmp_path, values)
+    bodies = catalog.blueprints_of(settings)
+    assert [body["identifier"] for body in bodies] == [
+        "microservice",
+        "environment",
+        "deployment",
+        "resource",
+    ]
+    assert catalog.environments_of(settings)[0]["identifier"] == "production"
+    assert settings.handler_settings["*"] == {"a": 1, "catalog": MAPPED}
+    mocks = run({"catalog": MAPPED}, blueprints=bodies, entities=catalog.environments_of(settings))
+    action = mocks.registered["w-action-deploy_microservice"].inputs
+    assert action["trigger"]["blueprintIdentifier"] == "microservice"
+    with pytest.raises(SettingsError, match=r"catalog.service.properties.nam: is none of the set"):
+        catalog.catalog_of(make_settings(tmp_path, {"catalog": {"service": {"properties": {"nam": "x"}}}}))
+
+
+def test_the_set_as_a_component() -> None:
+    mocks = Mocks()
+    pulumi.runtime.set_mocks(mocks, project="p", stack="dev", preview=False)
+
+    @pulumi.runtime.test
+    def program() -> None:
+        BlueprintSet("set", catalog=MAPPED, include=["deployment", "resource"])
+
+    program()
+    assert sorted(mocks.registered) == [
+        "set",
+        "set-deployment",
+        "set-environment",
+        "set-microservice",
+        "set-production",
+        "set-resource",
+    ]

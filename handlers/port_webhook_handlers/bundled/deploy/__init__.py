@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
+from port_webhook_handlers.bundled.catalog import Catalog
 from port_webhook_handlers.bundled.deploy import permissions
 from port_webhook_handlers.bundled.deploy.deployer import DeploymentError
 from port_webhook_handlers.bundled.deploy.targets import deployer_of, seconds_for
@@ -44,13 +45,14 @@ def deploy_microservice(inputs: DeployInputs, run: Run) -> Result:
     service = run.entity
     run.progress("Deploying")
     try:
+        catalog = Catalog.of(run.settings)
         deployment = deployer_of(run, service.identifier).deploy(
             service.identifier, inputs.version, report=run.log, timeout_seconds=seconds_for(run)
         )
     except (DeploymentError, SettingError) as error:
         return Failure(str(error))
-    run.upsert_entity(
-        "deployment",
+    catalog.deployment.upsert(
+        run,
         f"{service.identifier}-{deployment.revision}",
         title=f"{service.title or service.identifier} {deployment.version}",
         properties={
@@ -60,16 +62,16 @@ def deploy_microservice(inputs: DeployInputs, run: Run) -> Result:
             "deployedAt": datetime.now(UTC),
             "run": run.id,
         },
-        relations={"service": service},
+        relations={"service": service, **catalog.in_environment},
     )
     if deployment.replaced is not None:
         known = deployment.replaced_version
-        run.upsert_entity(
-            "deployment",
+        catalog.deployment.upsert(
+            run,
             f"{service.identifier}-{deployment.replaced}",
             # What somebody else has deployed has no entity yet, so it gets a whole one.
             properties={"status": "Replaced", **({"version": known} if known else {})},
-            relations={"service": service} if known else None,
+            relations={"service": service, **catalog.in_environment} if known else None,
         )
     where = f" at {deployment.url}" if deployment.url else ""
     return Success(summary=f"{service.identifier} {deployment.version} runs{where}", link=deployment.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from port_webhook_handlers.bundled.catalog import Catalog
 from port_webhook_handlers.bundled.notify.mail import PASSWORD, MailMessage, notify_by_mail
 from port_webhook_handlers.bundled.resource import tear_down
 from port_webhook_handlers.bundled.resource.kinds import SECRET
@@ -10,6 +11,7 @@ from port_webhook_handlers.sdk import (
     Result,
     RetryableError,
     Run,
+    SettingError,
     Success,
     automation,
     triggers,
@@ -29,8 +31,12 @@ def expire_resource(run: Run) -> Result:
     entity = run.event.after_entity if run.event else None
     if entity is None:
         return Failure("The event holds no entity, so nothing was deleted.")
+    try:
+        resource = Catalog.of(run.settings).resource
+    except SettingError as error:
+        return Failure(str(error))
     result = tear_down(run, entity)
-    owner = entity.properties.get("owner")
+    owner = resource.value(entity, "owner")
     if not isinstance(owner, str) or not owner:
         return _with(result, "It has no owner to tell.")
     gone = isinstance(result, Success)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from port_webhook_handlers.bundled.catalog import Catalog
 from port_webhook_handlers.port import (
     Action,
     Automation,
@@ -20,6 +21,7 @@ from port_webhook_handlers.port import (
     port_api,
     self_service,
 )
+from port_webhook_handlers.sdk import SettingError
 
 SECRET = "SLACK_WEBHOOK_URL"  # noqa: S105 - the name of a secret, not its value
 """The secret in Port that holds the address of the incoming webhook, which is a credential by itself."""
@@ -52,6 +54,7 @@ def on_service_failure(
     run_as: str | None = None,
     action: str = SLACK_NOTIFY.identifier,
     inputs: Mapping[str, Any] | None = None,
+    catalog: Catalog | None = None,
 ) -> Automation:
     """The automation that runs an action when a service's `passed` goes from `Passed` to `Not passed`.
 
@@ -59,13 +62,24 @@ def on_service_failure(
         action: identifier of the action, such as `notify_by_mail`; it gets the input `message`.
         inputs: its other inputs.
         run_as: e-mail of the user in whose name the action runs; the organisation's credentials if None.
+        catalog: names of blueprint and property; the default ones if None.
+
+    Raises:
+        SettingError: the catalog has no property `passed`.
     """
+    service = (catalog or Catalog.of({})).service
+    passed = service.property("passed")
+    if passed is None:
+        raise SettingError(
+            "catalog.service.properties.passed: is null, but the automation is about it; name it, or leave that out"
+        )
     return Automation(
         f"{action}_on_service_failure",
         title=f"{_TITLES.get(action, action)} when a service fails",
         icon="Slack" if action == SLACK_NOTIFY.identifier else "Alert",
-        trigger=entity_updated("service").when(
-            '.diff.before.properties.passed == "Passed"', '.diff.after.properties.passed == "Not passed"'
+        trigger=entity_updated(service.blueprint).when(
+            f'.diff.before.properties.{passed} == "Passed"',
+            f'.diff.after.properties.{passed} == "Not passed"',
         ),
         invocation_method=port_api.run_action(
             action,
@@ -79,10 +93,11 @@ def on_service_failure(
     )
 
 
-def definitions(*, run_as: str | None = None) -> list[dict[str, Any]]:
+def definitions(*, run_as: str | None = None, catalog: Catalog | None = None) -> list[dict[str, Any]]:
     """Bodies of both definitions, for a stack whose `portSecrets` hold `SLACK_WEBHOOK_URL`.
 
     Args:
-        run_as: see `on_service_failure`.
+        run_as, catalog: see `on_service_failure`.
     """
-    return [definition.to_body() for definition in (SLACK_NOTIFY, on_service_failure(run_as=run_as))]
+    failure = on_service_failure(run_as=run_as, catalog=catalog)
+    return [definition.to_body() for definition in (SLACK_NOTIFY, failure)]

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+from port_webhook_handlers.bundled.catalog import Catalog
+from port_webhook_handlers.bundled.catalog import Kind as Blueprint
 from port_webhook_handlers.bundled.resource.kinds import SECRET, Kind, Order, ProvisionError, folders
 from port_webhook_handlers.sdk import (
     Entity,
@@ -56,6 +58,7 @@ class ResourceInputs(Inputs):
 def create_resource(inputs: ResourceInputs, run: Run) -> Result:
     """Creates the resource and its entity, with the outputs."""
     try:
+        catalog = Catalog.of(run.settings)
         kind = Kind.of(run.settings, inputs.kind)
         parameters = kind.check(inputs.parameters or {})
         order = _order(run, inputs.identifier, parameters)
@@ -77,21 +80,28 @@ def create_resource(inputs: ResourceInputs, run: Run) -> Result:
     }
     properties |= {"owner": inputs.owner} if inputs.owner else {}
     properties |= {"expiresAt": inputs.expires_at} if inputs.expires_at else {}
-    run.upsert_entity("resource", inputs.identifier, title=inputs.identifier, properties=properties)
+    entity = catalog.resource
+    entity.upsert(
+        run,
+        inputs.identifier,
+        title=inputs.identifier,
+        properties=properties,
+        relations=catalog.in_environment or None,
+    )
     run.progress("Creating")
     try:
         outputs = kind.provisioner.create(order)
     except SettingError as error:
         # Settings are checked before anything is made.
         record.unlink()
-        run.delete_entity("resource", inputs.identifier)
+        entity.delete(run, inputs.identifier)
         return Failure(str(error))
     except ProvisionError as error:
-        run.upsert_entity("resource", inputs.identifier, properties={"status": "Failed"})
+        entity.upsert(run, inputs.identifier, properties={"status": "Failed"})
         return Failure(
             f"{error}. What was made before that is still there: delete the resource to remove it."
         )
-    run.upsert_entity("resource", inputs.identifier, properties={"status": "Ready", "outputs": outputs})
+    entity.upsert(run, inputs.identifier, properties={"status": "Ready", "outputs": outputs})
     shown = ", ".join(f"{name} = {value}" for name, value in outputs.items())
     return Success(f"{kind.name} {inputs.identifier} is ready{f': {shown}' if shown else ''}")
 
@@ -115,18 +125,22 @@ def delete_resource(run: Run) -> Result:
 def tear_down(run: Run, entity: Entity) -> Result:
     """Removes a resource, and its entity once it is gone; safe to repeat."""
     try:
+        resource = Catalog.of(run.settings).resource
+    except SettingError as error:
+        return Failure(str(error))
+    try:
         order = _order(run, entity.identifier, {})
-        name, given = _known(order, entity)
+        name, given = _known(order, entity, resource)
         kind = Kind.of(run.settings, name)
         order = _order(run, entity.identifier, kind.check(given))
-        run.upsert_entity("resource", entity.identifier, properties={"status": "Deleting"})
+        resource.upsert(run, entity.identifier, properties={"status": "Deleting"})
         run.progress("Deleting")
         kind.provisioner.delete(order)
     except (ProvisionError, SettingError) as error:
-        run.upsert_entity("resource", entity.identifier, properties={"status": "Failed"})
+        resource.upsert(run, entity.identifier, properties={"status": "Failed"})
         return Failure(f"{error}. The resource may still be there.")
     _record(order).unlink(missing_ok=True)
-    run.delete_entity("resource", entity.identifier)
+    resource.delete(run, entity.identifier)
     return Success(f"{name} {entity.identifier} is deleted")
 
 
@@ -152,14 +166,14 @@ def _record(order: Order) -> Path:
     return order.state / "resources" / "records" / f"{order.identifier}.json"
 
 
-def _known(order: Order, entity: Entity) -> tuple[str, Mapping[str, Any]]:
+def _known(order: Order, entity: Entity, resource: Blueprint) -> tuple[str, Mapping[str, Any]]:
     """Kind and parameters as they were created; an entity can be edited in Port, so it is the second choice."""
     try:
         values = json.loads(_record(order).read_text(encoding="utf-8"))
         return str(values["kind"]), dict(values["parameters"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    name, parameters = entity.properties.get("kind"), entity.properties.get("parameters") or {}
+    name, parameters = resource.value(entity, "kind"), resource.value(entity, "parameters") or {}
     if not isinstance(name, str) or not isinstance(parameters, Mapping):
         raise SettingError(
             f"what kind of resource {entity.identifier} is is not known; set its property kind"

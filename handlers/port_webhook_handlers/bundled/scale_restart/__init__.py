@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
+from port_webhook_handlers.bundled.catalog import Catalog
 from port_webhook_handlers.bundled.deploy import PRIVILEGE_GROUP, permissions
 from port_webhook_handlers.bundled.deploy.deployer import DeploymentError, ServiceState
 from port_webhook_handlers.bundled.deploy.targets import deployer_of, seconds_for
@@ -39,6 +40,7 @@ def scale_service(inputs: ScaleInputs, run: Run) -> Result:
     """Runs `inputs.replicas` copies of the service that the action was run on."""
     service = run.entity.identifier
     try:
+        Catalog.of(run.settings)
         lowest, highest = _bounds(run, service)
         if not lowest <= inputs.replicas <= highest:
             return Failure(
@@ -70,6 +72,7 @@ def restart_service(run: Run) -> Result:
     """Restarts the service that the action was run on."""
     run.progress("Restarting")
     try:
+        Catalog.of(run.settings)
         state = deployer_of(run, run.entity.identifier).restart(
             run.entity.identifier, report=run.log, timeout_seconds=seconds_for(run)
         )
@@ -92,16 +95,17 @@ def _bounds(run: Run, service: str) -> tuple[int, int]:
 
 def _result(run: Run, state: ServiceState) -> Result:
     service = run.entity
+    catalog = Catalog.of(run.settings)
     # A restart may have moved it.
-    run.upsert_entity(
-        "deployment",
+    catalog.deployment.upsert(
+        run,
         f"{service.identifier}-{state.revision}",
         properties={
             "version": state.version,
             "status": "Running",
             **({"url": state.url} if state.url else {}),
         },
-        relations={"service": service},
+        relations={"service": service, **catalog.in_environment},
     )
     copies = "1 copy" if state.replicas == 1 else f"{state.replicas} copies"
     return Success(f"{service.identifier} runs {copies} of {state.version}", link=state.url)
