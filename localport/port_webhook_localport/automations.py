@@ -30,7 +30,7 @@ def entity_changed(
     event = {
         "action": action,
         "resourceType": "entity",
-        "trigger": _trigger(port, chain),
+        "trigger": trigger(port, chain),
         "context": {
             "blueprintIdentifier": subject["blueprint"],
             "entityIdentifier": subject["identifier"],
@@ -48,7 +48,7 @@ def timer_expired(port: Port, entity: dict[str, Any], property_id: str) -> None:
         # The sources about Port do not name this value.
         "action": "TIMER_EXPIRED",
         "resourceType": "entity",
-        "trigger": _trigger(port, ()),
+        "trigger": trigger(port, ()),
         "context": {
             "blueprintIdentifier": entity["blueprint"],
             "entityIdentifier": entity["identifier"],
@@ -72,7 +72,7 @@ def run_changed(port: Port, run: runstate.Run, before: dict[str, Any] | None) ->
         "id": make_id("event"),
         "action": action,
         "resourceType": "run",
-        "trigger": _trigger(port, run.chain),
+        "trigger": trigger(port, run.chain),
         "context": {"action": definition or {"identifier": run.action}},
         "diff": {"before": before, "after": runstate.view(port, run, "v2")},
     }
@@ -96,7 +96,8 @@ def expire_timers(port: Port) -> int:
     return len(due)
 
 
-def _trigger(port: Port, chain: tuple[str, ...]) -> dict[str, Any]:
+def trigger(port: Port, chain: tuple[str, ...]) -> dict[str, Any]:
+    """Who caused an event, and when."""
     return {
         "by": {"orgId": port.organization_id, "userId": port.user_id},
         "origin": "AUTOMATION" if chain else "API",

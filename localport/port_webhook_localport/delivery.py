@@ -10,7 +10,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from port_webhook_localport import automations, entities, invocations, kafka, runstate
+from port_webhook_localport import automations, changelog, entities, invocations, kafka, runstate
 from port_webhook_localport.http_client import HttpReply, SendError, send
 from port_webhook_localport.kafka import Publisher
 from port_webhook_localport.port import Port
@@ -37,10 +37,12 @@ class Deliverer:
         self._slots = asyncio.Semaphore(_CONCURRENT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._publisher = Publisher()
+        self._changes = asyncio.Lock()
         port.deliver_with(self.start, self.cancel)
 
     def start(self, run_id: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._deliver(run_id))
+        work = self._send_changes() if run_id == changelog.QUEUE else self._deliver(run_id)
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -59,6 +61,7 @@ class Deliverer:
                     run.delivery = "pending"
                     runstate.save(port, run)
                     port.queue_delivery(run.id)
+            port.queue_delivery(changelog.QUEUE)
 
     def cancel(self) -> None:
         for task in self._tasks:
@@ -70,6 +73,14 @@ class Deliverer:
         self.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send_changes(self) -> None:
+        # One after the other: a change log is of use only in its order.
+        async with self._changes:
+            try:
+                await changelog.send_waiting(self._port, self._publisher)
+            except Exception:  # noqa: BLE001 - the next change tries again
+                _LOG.exception("change log")
 
     async def _deliver(self, run_id: str) -> None:
         async with self._slots:
@@ -89,7 +100,7 @@ async def _deliver(port: Port, run_id: str, publisher: Publisher) -> None:
         except ApiError as error:
             fail_unevaluable(port, run, error)
             return
-        to_topic = run.agent or run.internal["method"]["type"] == "KAFKA"
+        to_topic = run.agent or run.internal["method"]["type"] in kafka.TYPES
         if not isinstance(evaluated, invocations.Webhook) and not to_topic:
             _upsert_entity(port, run, evaluated)
             return
@@ -124,6 +135,10 @@ async def _publish(port: Port, run: runstate.Run, evaluated: Any, publisher: Pub
         body = kafka.unsigned(run.id, evaluated.payload())
         timestamp, signature = _signed(port.credentials.signing_secret, compact(body).encode(), fault)
         value = kafka.signed(body, timestamp, signature)
+    elif evaluated["type"] == "GITLAB":
+        body = kafka.pipeline(run.id, run.action, evaluated, run.internal["context"])
+        timestamp, signature = _signed(port.credentials.signing_secret, compact(body).encode(), fault)
+        value = kafka.signed({**body, "headers": {}}, timestamp, signature)
     else:
         # What the definition says is the message, and nothing signs it (Port's documented form).
         value = compact(evaluated["payload"]).encode()

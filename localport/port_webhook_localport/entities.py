@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
-from port_webhook_localport import automations, runstate, schemas, search
+from port_webhook_localport import automations, changelog, runstate, schemas, search
 from port_webhook_localport.computed import with_computed
 from port_webhook_localport.formats import parse_time
 from port_webhook_localport.port import Port
@@ -244,6 +244,7 @@ def save(
             )
     _set_timers(port, model, before, after)
     automations.entity_changed(port, before, after, cause.chain, cause.causing_run)
+    changelog.note(port, model, before, after, cause.chain)
 
 
 def remove(
@@ -295,6 +296,7 @@ def remove(
         )
     port.store.run("DELETE FROM relations WHERE target_blueprint = ? AND target = ?", key)
     automations.entity_changed(port, document, None, cause.chain, cause.causing_run)
+    changelog.note(port, blueprint(port, blueprint_id), document, None, cause.chain)
     return document
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from port_webhook_localport import runstate
+from port_webhook_localport import kafka, runstate
 from port_webhook_localport.expressions import ExpressionError
 from port_webhook_localport.port import MASK, Port
 from port_webhook_localport.templates import MissingSecretError, render, render_masked
@@ -91,7 +91,7 @@ def masked(port: Port, method: dict[str, Any], context: dict[str, Any]) -> dict[
 def launch(port: Port, run: runstate.Run) -> None:
     """Sets a stored run going: queues it, offers it to the agent, or says why nothing will happen."""
     kind = run.internal["method"]["type"]
-    if (kind == "WEBHOOK" and run.agent and port.sends_over_kafka) or (kind == "KAFKA" and port.kafka):
+    if (kind == "WEBHOOK" and run.agent and port.sends_over_kafka) or (kind in kafka.TYPES and port.kafka):
         run.delivery = "pending"
         port.queue_delivery(run.id)
     elif kind == "WEBHOOK" and run.agent:

@@ -337,6 +337,13 @@ BLUEPRINT: Schema = {
         "mirrorProperties": OBJECT,
         "calculationProperties": OBJECT,
         "aggregationProperties": OBJECT,
+        "changelogDestination": {
+            "anyOf": [
+                closed("type", type=one_of("KAFKA")),
+                closed("type url", type=one_of("WEBHOOK"), url=STRING, agent=BOOLEAN),
+                {"type": "null"},
+            ]
+        },
     },
 }
 

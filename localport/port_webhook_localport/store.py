@@ -42,6 +42,8 @@ CREATE INDEX IF NOT EXISTS runs_delivery ON runs (delivery) WHERE delivery <> 'n
 CREATE TABLE IF NOT EXISTS run_logs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, doc TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS run_logs_run ON run_logs (run);
+CREATE TABLE IF NOT EXISTS changes (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, topic INTEGER NOT NULL, doc TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS migrations (id TEXT PRIMARY KEY, doc TEXT NOT NULL);
 """
 _TABLES = [
@@ -56,6 +58,7 @@ _TABLES = [
     "secrets",
     "runs",
     "run_logs",
+    "changes",
     "migrations",
 ]
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.agent.kit import Destination, Received, Topic, is_signed, poll
+from tests.agent.kit import AgentProcess, Destination, Received, Topic, is_signed, poll
+from tests.fixtures_localport import LocalPort, local_port
 from tests.unit.runtime.kit import FakePort
 
+from port_webhook_handlers.agent.config import AgentConfig, KafkaSettings
 from port_webhook_stack.agent import kafka_broker
 
+__all__ = ["local_port"]
 pytestmark = pytest.mark.agent
 
 
@@ -127,6 +131,80 @@ def test_an_entity_change_goes_to_its_blueprints_destination(
     request = poll(lambda: next(iter(target.received), None))
     assert (request.path, request.json) == ("/changes", change)
     assert port.calls == []
+
+
+def test_what_local_port_writes_to_the_topics_is_handled(
+    broker: Path, target: Destination, local_port: LocalPort, tmp_path: Path
+) -> None:
+    """Runs, automations, pipelines and entity changes, once the agent has asked for the transport."""
+    organization = local_port.api("GET", "/organization")["organization"]["id"]
+    topic = Topic(broker, organization, local_port.client_secret)
+    known = {"brokers": [topic.brokers], "username": topic.username, "password": topic.password}
+    local_port.admin("PUT", "/kafka", {**known, "caFile": str(topic.ca_file)})
+    local_port.api("PATCH", "/organization", {"settings": {"portAgentStreamerName": "POLLING"}})
+    webhook = {"type": "WEBHOOK", "agent": True, "synchronized": True}
+    local_port.api(
+        "POST",
+        "/blueprints",
+        {
+            "identifier": "service",
+            "title": "Service",
+            "schema": {"properties": {}},
+            "changelogDestination": {"type": "WEBHOOK", "agent": True, "url": f"{target.url}/changes"},
+        },
+    )
+    form = {"type": "self-service", "operation": "CREATE", "userInputs": {"properties": {}}}
+    event = {"type": "ENTITY_CREATED", "blueprintIdentifier": "service"}
+    pipeline = {"type": "GITLAB", "groupName": "a", "projectName": "app", "defaultRef": "trunk"}
+    for identifier, trigger, method in (
+        ("ship", form, {**webhook, "url": f"{target.url}/ship", "body": {"a": "Zoë"}}),
+        ("build", form, pipeline),
+        ("on_create", {"type": "automation", "event": event}, {**webhook, "url": f"{target.url}/created"}),
+    ):
+        body = {"identifier": identifier, "trigger": trigger, "invocationMethod": method}
+        local_port.api("POST", "/actions", body)
+    target.answer = lambda request: (201, b'{"web_url": "https://gitlab/7", "id": 7}')
+    agent = AgentProcess(
+        tmp_path / "agent",
+        AgentConfig(
+            source="kafka",
+            port_base_url=local_port.url,
+            allowed_hosts=(target.host,),
+            gitlab_url=target.url,
+            set_transport=True,
+            kafka=KafkaSettings(ca_file=topic.ca_file, change_log_topic=None, session_timeout_ms=6000),
+        ),
+        local_port.client_id,
+        local_port.client_secret,
+        a_app="trigger-token",
+    )
+    try:
+        agent.until_ready()
+        ship, build = local_port.execute("ship"), local_port.execute("build")
+        local_port.api("POST", "/blueprints/service/entities", {"identifier": "svc-1"})
+        assert local_port.finished(ship)["status"] == "SUCCESS"
+        poll(lambda: len(target.received) == 4, message=agent.log)
+        poll(lambda: local_port.run(build)["link"])
+        assert agent.stop() == 0
+    finally:
+        agent.kill()
+        topic.close()
+    got = {request.path: request for request in target.received}
+    assert set(got) == {"/ship", "/changes", "/created", "/api/v4/projects/a%2Fapp/trigger/pipeline"}
+    assert got["/ship"].json["a"] == "Zoë"
+    change = got["/changes"].json
+    assert (change["action"], change["context"]) == ("CREATE", {"entity": "svc-1", "blueprint": "service"})
+    assert "x-port-run-id" not in got["/changes"].headers
+    [created] = local_port.api("GET", "/actions/runs?action=on_create&version=v2")["runs"]
+    assert got["/created"].headers["x-port-run-id"] == created["id"]
+    assert local_port.finished(created["id"])["status"] == "SUCCESS"
+    trigger = got["/api/v4/projects/a%2Fapp/trigger/pipeline"].json
+    assert (trigger["ref"], trigger["token"]) == ("trunk", "trigger-token")
+    assert trigger["port_payload"]["context"]["runId"] == build
+    run = local_port.run(build)
+    # The pipeline ends it.
+    assert (run["status"], run["link"]) == ("IN_PROGRESS", ["https://gitlab/7"])
+    assert all(is_signed(request, local_port.client_secret) for request in target.received)
 
 
 def test_one_slow_destination_does_not_starve_others(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,13 @@ def agents(tmp_path: Path, local_port: LocalPort, target: Destination) -> Iterat
         process.kill()
 
 
-def define(port: LocalPort, target: Destination, action: str = "ship", **method: Any) -> None:
+def define(
+    port: LocalPort,
+    target: Destination,
+    action: str = "ship",
+    inputs: dict[str, Any] | None = None,
+    **method: Any,
+) -> None:
     port.api(
         "POST",
         "/actions",
@@ -59,7 +66,7 @@ def define(port: LocalPort, target: Destination, action: str = "ship", **method:
             "trigger": {
                 "type": "self-service",
                 "operation": "CREATE",
-                "userInputs": {"properties": {"text": {"type": "string"}}},
+                "userInputs": {"properties": inputs or {"text": {"type": "string"}}},
             },
             "invocationMethod": {
                 "type": "WEBHOOK",
@@ -108,6 +115,51 @@ def test_a_synchronous_run_gets_response_and_status(
     assert "422" in bad["summary"]
     # The reply's text is not for everybody who may see runs, unless it is asked for.
     assert "no" not in bad["summary"].split()
+
+
+def test_a_mapping_decides_what_is_sent_and_what_is_reported(
+    local_port: LocalPort, target: Destination, agents: Any, tmp_path: Path
+) -> None:
+    """Conditions, a secret input in clear text, and a report that Port can be searched by."""
+    for action in ("ship", "other"):
+        inputs = {"text": {"type": "string"}, "key": {"type": "string", "encryption": "aes256-gcm"}}
+        define(local_port, target, action, body={"inputs": "{{ .inputs }}"}, inputs=inputs)
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text(
+        json.dumps(
+            [
+                {
+                    "enabled": '.payload.action.invocationMethod.url | endswith("/ship")',
+                    "method": '"PUT"',
+                    "query": {"run": ".context.runId"},
+                    "body": {"opened": ".inputs.key", "said": ".inputs.text"},
+                    "fieldsToDecryptPaths": ["inputs.key"],
+                    "report": {
+                        "status": 'if .response.json.ok then "SUCCESS" else "FAILURE" end',
+                        "link": ".response.json.url",
+                        "summary": '.body.inputs.text + " as " + (.response.json.id | tostring)',
+                        "externalRunId": ".response.json.id | tostring",
+                    },
+                },
+                {"enabled": True, "report": {"summary": ".response.text"}},
+            ]
+        )
+    )
+    target.answer = lambda request: (200, b'{"ok": true, "id": 17, "url": "https://ci/17"}')
+    agents(mapping_file=mapping)
+    shipped = local_port.execute("ship", {"text": "Zoë", "key": "s3cr3t"})
+    run = local_port.finished(shipped)
+    other = local_port.execute("other", {"text": "x", "key": "s3cr3t"})
+    eventually(lambda: local_port.run(other)["summary"])
+    first, second = target.received
+    assert (first.method, first.path) == ("PUT", f"/ship?run={shipped}")
+    assert first.json == {"opened": "s3cr3t", "said": "Zoë"}
+    assert (run["status"], run["link"], run["summary"]) == ("SUCCESS", ["https://ci/17"], "Zoë as 17")
+    found = local_port.api("GET", "/actions/runs?external_run_id=17&version=v2")["runs"]
+    assert [item["id"] for item in found] == [shipped]
+    assert (second.method, second.path) == ("POST", "/other")
+    assert second.json["inputs"]["key"] not in ("", "s3cr3t"), "nobody asked for that one"
+    assert local_port.run(other)["status"] == "IN_PROGRESS"
 
 
 def test_a_destination_that_fails_for_a_while_is_tried_again(
