@@ -14,6 +14,7 @@ from port_webhook_handlers.runtime.aws.deployment import VARIABLE, Deployment
 from port_webhook_stack.aws import policies
 from port_webhook_stack.aws.naming import Naming
 from port_webhook_stack.aws.plan import Plan
+from port_webhook_stack.aws.settings import GroupSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ def make_function(
     seconds: int,
     memory: int,
     concurrency: int | None = None,
+    network: GroupSettings | None = None,
     depends_on: Sequence[pulumi.Resource] = (),
 ) -> LambdaFunction:
     """Makes a function.
@@ -49,6 +51,7 @@ def make_function(
         arns: what the policy is about.
         deployment: fields of `Deployment` beside those that all functions have.
         seconds, memory, concurrency: limits; MiB; None: no limit of its own.
+        network: subnets and security groups that it is attached to, if there are some.
         depends_on: what must be there before it runs.
     """
     settings = plan.settings
@@ -90,6 +93,11 @@ def make_function(
         environment=aws.lambda_.FunctionEnvironmentArgs(variables={VARIABLE: variable}),
         kms_key_arn=settings.kms_key,
         logging_config=aws.lambda_.FunctionLoggingConfigArgs(log_format="Text", log_group=group.name),
+        vpc_config=aws.lambda_.FunctionVpcConfigArgs(
+            subnet_ids=list(network.subnets), security_group_ids=list(network.security_groups)
+        )
+        if network is not None and network.subnets
+        else None,
         tracing_config=aws.lambda_.FunctionTracingConfigArgs(mode="PassThrough"),
         tags=naming.tags,
         opts=naming.opts([attached, *depends_on]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.runtime import manifest as manifests
 from port_webhook_handlers.runtime.execution import STARTS_AFTER_INTERRUPTS
 from port_webhook_handlers.runtime.manifest import Route
-from port_webhook_stack.aws.settings import KEY, AwsSettings
+from port_webhook_stack.aws.settings import KEY, AwsSettings, GroupSettings
 from port_webhook_stack.errors import SettingsError, StackError
 from port_webhook_stack.listener.aws_archive import LambdaArchive, build_archive
 
@@ -37,11 +37,13 @@ class Group:
         name: of the group.
         routes: its routes.
         statements: what its handlers declared that they do in AWS.
+        settings: of its functions.
     """
 
     name: str
     routes: tuple[Route, ...]
     statements: tuple[Mapping[str, Sequence[str]], ...]
+    settings: GroupSettings = field(default_factory=GroupSettings)
 
     @property
     def asynchronous(self) -> tuple[Route, ...]:
@@ -163,9 +165,13 @@ def plan(
         StackError: handlers and target do not fit together, or the archive cannot be made.
     """
     routes = manifests.load(bundle.path)[0].routes
-    groups = _groups(routes, bundle.aws_permissions)
+    groups = _groups(routes, bundle.aws_permissions, settings.groups)
     delegated = tuple(
-        sorted(route.name for route in routes.values() if route.mode == "sync" and _privileged(route, bundle))
+        sorted(
+            route.name
+            for route in routes.values()
+            if route.mode == "sync" and _privileged(route, bundle, groups[route.privilege_group])
+        )
     )
     _check_times(routes.values(), sync_deadline_seconds)
     _check_names(groups, settings.name_prefix)
@@ -195,25 +201,36 @@ def plan(
 
 
 def _groups(
-    routes: Mapping[str, Route], permissions: Mapping[str, Sequence[Mapping[str, Sequence[str]]]]
+    routes: Mapping[str, Route],
+    permissions: Mapping[str, Sequence[Mapping[str, Sequence[str]]]],
+    settings: Mapping[str, GroupSettings],
 ) -> dict[str, Group]:
     members: dict[str, list[Route]] = {}
     for name in sorted(routes):
         members.setdefault(routes[name].privilege_group, []).append(routes[name])
+    for name in settings:
+        if name not in members:
+            raise SettingsError(
+                f"{KEY}.groups.{name}",
+                "is no privilege group of the handlers",
+                f"They have: {', '.join(sorted(members))}",
+            )
     return {
         name: Group(
             name,
             tuple(found),
             tuple(statement for route in found for statement in permissions.get(route.name, ())),
+            settings.get(name, GroupSettings()),
         )
         for name, found in sorted(members.items())
     }
 
 
-def _privileged(route: Route, bundle: Bundle) -> bool:
+def _privileged(route: Route, bundle: Bundle, group: Group) -> bool:
     """Whether a handler needs more than the receiver, which holds the signing secret, may give away."""
     return bool(
         route.privilege_group != _DEFAULT_GROUP
+        or group.settings.subnets
         or route.secrets
         or route.encrypted_inputs
         or bundle.aws_permissions.get(route.name)

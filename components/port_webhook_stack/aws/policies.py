@@ -1,7 +1,8 @@
 """Policies of the functions as plain data: for each one exactly what it does, on exactly the resources it does it to.
 
-No action and no resource is a wildcard, with one exception: names of log streams are made by Lambda, so a function
-may write to every stream of its own log group.
+No action and no resource is a wildcard, with two exceptions: names of log streams are made by Lambda, so a function
+may write to every stream of its own log group; and network interfaces of a function in a VPC are made by Lambda with
+the function's role, for which AWS wants all of them. The code of the function is denied what Lambda is allowed there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ _CONSUME: Final = (
     "sqs:DeleteMessage",
     "sqs:GetQueueAttributes",
     "sqs:ChangeMessageVisibility",
+)
+_INTERFACES: Final = (
+    "CreateNetworkInterface",
+    "DeleteNetworkInterface",
+    "AssignPrivateIpAddresses",
+    "UnassignPrivateIpAddresses",
 )
 
 
@@ -84,6 +91,7 @@ def worker(
     table: str,
     secret: str,
     handlers: Sequence[Mapping[str, Sequence[str]]],
+    vpc: str,
     key: str | None,
 ) -> Policy:
     """What a worker does, and what its handlers declared."""
@@ -95,6 +103,7 @@ def worker(
             allow("Report", ["sqs:SendMessage"], [reports]),
             allow("Secrets", ["secretsmanager:GetSecretValue"], [secret]),
             _key(key),
+            *network(vpc),
             *_declared(handlers),
         ]
     )
@@ -106,6 +115,7 @@ def synchronous(
     reports: str,
     secret: str,
     handlers: Sequence[Mapping[str, Sequence[str]]],
+    vpc: str,
     key: str | None,
 ) -> Policy:
     """What the function of synchronous handlers does, and what its handlers declared."""
@@ -115,6 +125,7 @@ def synchronous(
             allow("Report", ["sqs:SendMessage"], [reports]),
             allow("Secrets", ["secretsmanager:GetSecretValue"], [secret]),
             _key(key),
+            *network(vpc),
             *_declared(handlers),
         ]
     )
@@ -177,6 +188,34 @@ def filled(
             ],
         }
         for statement in statements
+    ]
+
+
+def network(function: str) -> list[Statement | None]:
+    """What Lambda does with a function's role to attach it to a VPC, and the function itself may not.
+
+    AWS describes these statements in its documentation, "Giving Lambda functions access to resources in an Amazon VPC".
+
+    Args:
+        function: ARN of the function; "": it is in no VPC.
+    """
+    if not function:
+        return []
+    _, partition, _, region, account, *_ = function.split(":")
+    change = [f"ec2:{verb}" for verb in _INTERFACES]
+    view = ["ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets"]
+    denied = allow("NetworkNotByCode", [*change, *view], ["*"])
+    return [
+        allow("Network", change, [f"arn:{partition}:ec2:{region}:{account}:*/*"]),
+        # AWS has no resources for these.
+        allow("NetworkView", view, ["*"]),
+        None
+        if denied is None
+        else {
+            **denied,
+            "Effect": "Deny",
+            "Condition": {"ArnEquals": {"lambda:SourceFunctionArn": [function]}},
+        },
     ]
 
 

@@ -29,6 +29,7 @@ _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _ARN = re.compile(r"arn:[\w-]+:[\w-]+:[\w-]*:\d*:\S+")
 _IMAGE = re.compile(r"[a-z0-9.:_/-]+(:[\w.-]+)?@sha256:[0-9a-f]{64}")
 _SUBNET = re.compile(r"subnet-[0-9a-z]+")
+_SECURITY_GROUP = re.compile(r"sg-[0-9a-z]+")
 _VPC = re.compile(r"vpc-[0-9a-z]+")
 # Fargate's pairs of CPU units and MiB (its documentation, "Task CPU and memory").
 _FARGATE: Final = {256: (512, 2048), 512: (1024, 4096), 1024: (2048, 8192), 2048: (4096, 16_384)}
@@ -69,6 +70,21 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupSettings:
+    """Functions of one privilege group.
+
+    Attributes:
+        subnets: that they reach into; they need a way to SQS, DynamoDB and Secrets Manager from there.
+        security_groups: of their network interfaces.
+        memory: MiB; None: `worker_memory`.
+    """
+
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AwsSettings:
     """Where and how the stack runs in AWS.
 
@@ -81,6 +97,7 @@ class AwsSettings:
         ingress: `http-api` (throttled, with access logs), `function-url`, or `none` (an agent delivers).
         throttling: of the HTTP API.
         receiver_memory, worker_memory: MiB.
+        groups: by privilege group, where its functions differ from others.
         receiver_concurrency: most receivers at once; None: what the account has left.
         kms_key: ARN of a customer key for secrets, queues, table and logs; None: keys of AWS.
         log_retention_days: of every log group.
@@ -103,6 +120,7 @@ class AwsSettings:
     throttling: Throttling = field(default_factory=Throttling)
     receiver_memory: int = 512
     worker_memory: int = 512
+    groups: Mapping[str, GroupSettings] = field(default_factory=dict)
     receiver_concurrency: int | None = None
     kms_key: str | None = None
     log_retention_days: int = 30
@@ -153,6 +171,7 @@ def parse(
         ),
         receiver_memory=reader.number("receiverMemory", 128, 10_240, 512),
         worker_memory=reader.number("workerMemory", 128, 10_240, 512),
+        groups=_groups(reader.nested("groups")),
         receiver_concurrency=reader.optional_number("receiverConcurrency", 1, 10_000),
         kms_key=reader.text("kmsKey", _ARN, "the ARN of a KMS key", "Write arn:aws:kms:…:key/…", None),
         log_retention_days=reader.number("logRetentionDays", 1, 3653, 30),
@@ -210,11 +229,7 @@ def _agent(reader: _Reader) -> Agent:
     ):
         if not value:
             raise SettingsError(f"{reader.key}.{name}", "is missing", remedy)
-    for index, subnet in enumerate(subnets):
-        if not _SUBNET.fullmatch(subnet):
-            raise SettingsError(
-                f"{reader.key}.subnets[{index}]", f"{subnet!r} is no subnet", "Write it like subnet-0a1b"
-            )
+    _check_ids(reader.key, "subnets", subnets)
     cpu = reader.number("cpu", 256, 2048, 256)
     memory = reader.number("memory", 512, 16_384, 512)
     low, high = _FARGATE.get(cpu, (0, 0))
@@ -239,6 +254,38 @@ def _agent(reader: _Reader) -> Agent:
     return agent
 
 
+def _groups(reader: _Reader) -> dict[str, GroupSettings]:
+    return {name: _group(reader.nested(name)) for name in reader.names}
+
+
+def _group(reader: _Reader) -> GroupSettings:
+    subnets, groups = tuple(reader.strings("subnets")), tuple(reader.strings("securityGroups"))
+    for name, value, other in (("subnets", subnets, groups), ("securityGroups", groups, subnets)):
+        if other and not value:
+            raise SettingsError(
+                f"{reader.key}.{name}",
+                "is missing: a function in a VPC needs subnets and security groups",
+                "Set both, or neither",
+            )
+    _check_ids(reader.key, "subnets", subnets)
+    _check_ids(reader.key, "securityGroups", groups)
+    found = GroupSettings(subnets, groups, reader.optional_number("memory", 128, 10_240))
+    reader.refuse_the_rest()
+    return found
+
+
+def _check_ids(key: str, name: str, values: tuple[str, ...]) -> None:
+    pattern, noun, example = {
+        "subnets": (_SUBNET, "subnet", "subnet-0a1b"),
+        "securityGroups": (_SECURITY_GROUP, "security group", "sg-0a1b"),
+    }[name]
+    for index, value in enumerate(values):
+        if not pattern.fullmatch(value):
+            raise SettingsError(
+                f"{key}.{name}[{index}]", f"{value!r} is no {noun}", f"Write it like {example}"
+            )
+
+
 class _Reader:
     """Takes keys of a map one by one and knows in the end which nobody asked for."""
 
@@ -246,6 +293,11 @@ class _Reader:
         self.key = key
         self._values = values
         self._known: list[str] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All keys of the map."""
+        return tuple(self._values)
 
     def refuse_the_rest(self) -> None:
         for name in self._values:

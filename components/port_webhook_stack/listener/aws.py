@@ -193,6 +193,7 @@ class AwsListener(pulumi.ComponentResource):
                 "table": self.table.arn,
                 "secret": self._secret_of(group),
                 "handlers": self._statements(group),
+                "vpc": self._vpc_function(group, part),
             },
             deployment={
                 "table": self.table.name,
@@ -203,7 +204,8 @@ class AwsListener(pulumi.ComponentResource):
                 "overlap_seconds": self._plan.overlap_seconds if group.decrypts else 0,
             },
             seconds=group.worker_seconds,
-            memory=self._plan.settings.worker_memory,
+            memory=group.settings.memory or self._plan.settings.worker_memory,
+            network=group.settings,
             depends_on=self._versions_of(group),
         )
         consume(self._naming, part, queues.queue, made.function, batch=1, concurrency=group.concurrency)
@@ -220,6 +222,7 @@ class AwsListener(pulumi.ComponentResource):
                 "reports": self._reports.queue.arn,
                 "secret": self._secret_of(group),
                 "handlers": self._statements(group),
+                "vpc": self._vpc_function(group, f"sync-{group.name}"),
             },
             deployment={
                 "secrets": self._secrets_of(group),
@@ -228,7 +231,8 @@ class AwsListener(pulumi.ComponentResource):
                 "overlap_seconds": self._plan.overlap_seconds if group.decrypts else 0,
             },
             seconds=math.ceil(self._plan.sync_deadline_seconds) + 1,
-            memory=self._plan.settings.worker_memory,
+            memory=group.settings.memory or self._plan.settings.worker_memory,
+            network=group.settings,
             depends_on=self._versions_of(group),
         )
 
@@ -288,6 +292,15 @@ class AwsListener(pulumi.ComponentResource):
 
     def _versions_of(self, group: Group) -> list[pulumi.Resource]:
         return [self._store.groups[group.name].version] if group.name in self._store.groups else []
+
+    def _vpc_function(self, group: Group, part: str) -> pulumi.Input[str]:
+        """ARN of a function of the group, if it is in a VPC; before the function exists."""
+        if not group.settings.subnets:
+            return ""
+        name = self._naming.aws(part)
+        return self.table.arn.apply(
+            lambda arn: arn.replace(":dynamodb:", ":lambda:").partition(":table/")[0] + f":function:{name}"
+        )
 
     def _statements(self, group: Group) -> pulumi.Input[Any]:
         if not group.statements:

@@ -338,6 +338,35 @@ def test_a_customer_key_is_used_everywhere(run: Run) -> None:
         } in (policy["Statement"])
 
 
+def test_a_group_reaches_into_a_private_network(run: Run) -> None:
+    network = {"subnets": ["subnet-1", "subnet-2"], "securityGroups": ["sg-1"], "memory": 1024}
+    mocks = run({"groups": {"release": network}})
+    functions = mocks.of("aws:lambda/function:Function")
+    for part in ("worker", "sync"):
+        function = functions[f"w-listener-{part}-release"]
+        assert function["vpcConfig"] == {"subnetIds": ["subnet-1", "subnet-2"], "securityGroupIds": ["sg-1"]}
+        assert function["memorySize"] == 1024
+        statements = mocks.policies()[function["name"]]["Statement"]
+        made, seen, denied = (item for item in statements if item["Sid"].startswith("Network"))
+        assert made["Resource"] == [f"arn:aws:ec2:{REGION}:{ACCOUNT}:*/*"]
+        assert {*made["Action"], *seen["Action"]} == set(denied["Action"])
+        # Lambda attaches the function with its role; the handler must not use that.
+        arn = f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{function['name']}"
+        assert denied["Effect"] == "Deny"
+        assert denied["Condition"] == {"ArnEquals": {"lambda:SourceFunctionArn": [arn]}}
+    others = [inputs for name, inputs in functions.items() if not name.endswith("-release")]
+    assert len(others) == 4
+    assert not [inputs["name"] for inputs in others if inputs.get("vpcConfig")]
+    assert not [name for name, p in mocks.policies().items() if "release" not in name and "ec2:" in str(p)]
+
+
+def test_a_synchronous_handler_is_never_run_by_the_receiver_in_its_place(run: Run) -> None:
+    network = {"subnets": ["subnet-1"], "securityGroups": ["sg-1"]}
+    functions = run({"groups": {"default": network}}).of("aws:lambda/function:Function")
+    assert functions["w-listener-sync-default"]["vpcConfig"]["subnetIds"] == ["subnet-1"]
+    assert "vpcConfig" not in functions["w-listener-receiver"]
+
+
 def test_alarms_watch_every_function_and_queue(run: Run) -> None:
     mocks = run({"alarmTopic": f"arn:aws:sns:{REGION}:{ACCOUNT}:t"})
     watched = {
@@ -433,6 +462,26 @@ def test_definitions_come_after_the_proof(run: Run) -> None:
             SettingsError,
             "port-webhook-stack:verify",
         ),
+        (
+            {"groups": {"release": {"subnets": ["subnet-1"]}}},
+            {},
+            SettingsError,
+            "release.securityGroups: is missing",
+        ),
+        (
+            {"groups": {"release": {"securityGroups": ["sg-1"]}}},
+            {},
+            SettingsError,
+            "release.subnets: is missing",
+        ),
+        (
+            {"groups": {"default": {"subnets": ["x"], "securityGroups": ["sg-1"]}}},
+            {},
+            SettingsError,
+            "no subnet",
+        ),
+        ({"groups": {"relaese": {"memory": 256}}}, {}, SettingsError, "They have: default, release"),
+        ({"groups": {"release": {"subnet": []}}}, {}, SettingsError, "did you mean subnets"),
         ({"logRetentionDays": 31}, {}, SettingsError, "aws.logRetentionDays"),
         ({"secretRecoveryDays": 3}, {}, SettingsError, "aws.secretRecoveryDays"),
         (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from port_webhook_stack.aws.settings import Agent, AwsSettings
+from port_webhook_stack.aws.settings import Agent, AwsSettings, GroupSettings
 from port_webhook_stack.settings import Settings, parse
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,7 +40,7 @@ def test_production_is_the_careful_one() -> None:
 
 def test_every_setting_is_documented() -> None:
     text = (ROOT / "docs" / "aws.md").read_text()
-    for kind, prefix in ((AwsSettings, "aws"), (Agent, "aws.agent")):
+    for kind, prefix in ((AwsSettings, "aws"), (Agent, "aws.agent"), (GroupSettings, "aws.groups.<group>")):
         for field in dataclasses.fields(kind):
             key = re.sub(r"_(\w)", lambda match: match[1].upper(), field.name)
             assert f"| `{prefix}.{key}" in text, key
