@@ -49,8 +49,9 @@ fuzz: dev ## A million mutated requests against the receiver; CASES=… for anot
 mutate: dev ## Change verifier and ledger in small ways; every change must fail a test.
 	@$(BIN)/python -m tests.mutation
 
-soak: dev ## Runs by the hundred while the listener is killed and Port fails.
+soak: dev ## Runs by the thousand while listener and agents are killed and Port fails.
 	@$(BIN)/python -m tests.faults.soak
+	@$(BIN)/python -m tests.agent.soak
 
 lint: dev ## Ruff and mypy --strict.
 	@$(BIN)/ruff check .

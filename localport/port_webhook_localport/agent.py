@@ -27,7 +27,7 @@ def claim(port: Port, call: Call) -> Reply:
     seconds = call.body.get("visibilityTimeoutMs", _DEFAULT_VISIBILITY_MS) / 1000
     until = moment + min(seconds, port.settings.claim_seconds)
     claimed: list[dict[str, object]] = []
-    for run in runstate.with_delivery(port, "agent"):
+    for run in runstate.waiting_for_agents(port):
         if len(claimed) >= call.body.get("limit", 100):
             break
         if run.action in excluded or run.internal.get("claimedUntil", 0) > moment:

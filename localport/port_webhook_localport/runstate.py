@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +125,18 @@ def with_delivery(port: Port, *states: str) -> list[Run]:
         states,
     )
     return [_from_row(row) for row in rows]
+
+
+def waiting_for_agents(port: Port) -> Iterator[Run]:
+    """Runs that agents may claim or have claimed, oldest first; thousands may wait, so they are read in pages."""
+    last = 0
+    while rows := port.store.rows(
+        "SELECT id, action, doc, delivery, internal, seq FROM runs WHERE delivery = 'agent' AND seq > ? "
+        "AND delivery <> 'none' ORDER BY seq LIMIT 100",
+        (last,),
+    ):
+        last = rows[-1][5]
+        yield from map(_from_row, rows)
 
 
 def touch(run: Run, user: str) -> None:

@@ -15,6 +15,7 @@ from tests.unit.runtime.kit import FakePort, listener_config, write_bundle, writ
 from port_webhook_handlers.port.envelope import action_body, action_webhook
 from port_webhook_handlers.runtime import control
 from port_webhook_handlers.runtime.secret_file import ApiCredentials, SigningSecret
+from port_webhook_stack.cli.agent_status import agent_lines
 
 __all__ = ["local_port"]
 pytestmark = pytest.mark.agent
@@ -57,12 +58,23 @@ def define(port: LocalPort, action: str, *, synchronized: bool = False) -> None:
     port.api("POST", "/actions", body)
 
 
+def shown(folder: Path, listener: control.ListenerStatus) -> str:
+    """What `port-webhook status` says of the agent."""
+    return dict(agent_lines(folder, listener))["agent"]
+
+
 POLLING = {"source": "polling", "polling": {"interval_seconds": 0.05}}
 
 
 def test_a_run_is_polled_executed_and_reported(local_port: LocalPort, listeners: Any, tmp_path: Path) -> None:
     define(local_port, "greet")
-    listeners(local_port.url, (local_port.client_id, local_port.client_secret), POLLING)
+    started = listeners(local_port.url, (local_port.client_id, local_port.client_secret), POLLING)
+    poll(
+        lambda: (
+            shown(tmp_path, started)
+            == "polling, in the listener: ready, 0 under way, 0 waiting for another attempt"
+        )
+    )
     run_id = local_port.execute("greet", {"text": "Zoe"})
     run = local_port.finished(run_id)
     assert run["status"] == "SUCCESS"
@@ -118,9 +130,12 @@ def test_a_message_of_the_topic_is_executed_once(
     assert (tmp_path / "marks").read_text().splitlines() == ["r_1 start 1"]
 
 
-def test_a_kafka_action_is_read_from_the_topic(topic: Topic, port: FakePort, listeners: Any) -> None:
+def test_a_kafka_action_is_read_from_the_topic(
+    topic: Topic, port: FakePort, listeners: Any, tmp_path: Path
+) -> None:
     """What a KAFKA invocation sends is its payload alone, unsigned (Port's documented form)."""
-    listeners(port.url, ("client-id", topic.secret), kafka(topic), KAFKA_PASSWORD=topic.password)
+    client = ("client-id", topic.secret)
+    started = listeners(port.url, client, kafka(topic), KAFKA_PASSWORD=topic.password)
     payload = {
         **action_body("greet"),
         "port_context": {"action": "greet", "runId": "r_2"},
@@ -128,6 +143,16 @@ def test_a_kafka_action_is_read_from_the_topic(topic: Topic, port: FakePort, lis
     }
     topic.write(json.dumps(payload).encode())
     assert poll(lambda: port.ended("r_2"), 30)["status"] == "SUCCESS"
+    group = f"group {topic.organization}.direct"
+    poll(lambda: f"ready, {group}, 3 partitions, 0 behind" in shown(tmp_path, started))
+
+
+def test_the_status_tells_that_credentials_are_refused(
+    topic: Topic, port: FakePort, listeners: Any, tmp_path: Path
+) -> None:
+    started = listeners(port.url, ("client-id", topic.secret), kafka(topic), KAFKA_PASSWORD="wrong")
+    expected = f"NOT READY: Kafka refuses the credentials, group {topic.organization}.direct, 0 partitions"
+    poll(lambda: expected in shown(tmp_path, started))
 
 
 def test_an_update_of_the_listener_loses_nothing(

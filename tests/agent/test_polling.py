@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.agent.kit import AgentProcess, Destination, Received, destination, is_signed, poll
+from tests.agent.soak import soak
 from tests.fixtures_localport import LocalPort, eventually, local_port
 
 from port_webhook_handlers.agent.config import AgentConfig, AgentLimits, PollingSettings
@@ -218,11 +219,12 @@ def test_nothing_is_acknowledged_while_port_is_away(
     local_port.admin(
         "PUT",
         "/faults",
-        {"api": [{"method": "PATCH", "prefix": "/v1/actions/runs/r_", "status": 503, "count": 4}]},
+        {"api": [{"method": "PATCH", "prefix": "/v1/actions/runs/r_", "status": 503, "count": 2}]},
     )
     agents()
     run_id = local_port.execute("ship", {"text": "x"})
     eventually(lambda: target.received)
+    assert local_port.admin("GET", f"/runs/{run_id}")["delivery"] == "agent"
     run = local_port.finished(run_id)
     assert run["status"] == "FAILURE"
     assert len(target.received) == 1, "only the report is repeated"
@@ -256,6 +258,14 @@ def test_a_killed_agent_loses_nothing(local_port: LocalPort, target: Destination
         30,
     )
     assert set(target.run_ids()[before:]) == runs
+
+
+def test_kills_and_faults_lose_nothing_and_execute_nothing_twice(
+    local_port: LocalPort, tmp_path: Path
+) -> None:
+    """Few runs of what `make soak` does with many: claims lapse, and the listener tells repeats."""
+    figures = soak(tmp_path, local_port, runs=120, kills=2)
+    assert figures["deliveries"] >= 120
 
 
 def test_actions_of_other_agents_are_left_alone(

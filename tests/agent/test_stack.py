@@ -63,7 +63,8 @@ def test_polling_and_forwarding(project: Project) -> None:
     assert counts["created"] == 1
     deploy(project, "1.1.0")
     assert direct_deliveries(project) == []
-    assert len(processes(project, "agent.supervisor")) == 1
+    [supervisor] = processes(project, "agent.supervisor")
+    assert f"agent        polling, forwarding (pid {supervisor}): ready" in project.cli("status").stdout
 
 
 def test_up_heals_a_killed_agent(project: Project) -> None:
@@ -88,7 +89,11 @@ def test_up_heals_a_killed_broker(project: Project) -> None:
     [broker] = processes(project, "kafka.Kafka")
     os.kill(broker, signal.SIGKILL)
     eventually(lambda: not processes(project, "kafka.Kafka"))
+    assert "broker       NOT RUNNING" in project.cli("status").stdout
     project.cli("up")
+    shown = project.cli("status").stdout
+    assert "broker       127.0.0.1:" in shown
+    assert "agent        kafka, forwarding" in shown
     deploy(project, "1.4.0")
 
 
@@ -99,16 +104,7 @@ def test_kafka_into_the_listener(project: Project) -> None:
     assert processes(project, "agent.supervisor") == []
 
 
-def test_without_the_agent_port_sends_requests_again(project: Project) -> None:
-    counts = settle(project, None)
-    assert counts["deleted"] == 1, "the broker"
-    deploy(project, "1.6.0")
-    assert len(direct_deliveries(project)) == 1
-
-
 def test_no_password_of_the_broker_is_in_plain_text(project: Project) -> None:
-    project.configure({KEY: {"source": "kafka"}})
-    project.cli("up")
     password = project.port("GET", "/v1/kafka-credentials")["credentials"]["password"].encode()
     holders = [
         str(path.relative_to(project.folder))
@@ -124,6 +120,13 @@ def test_no_password_of_the_broker_is_in_plain_text(project: Project) -> None:
             assert password.decode() not in " ".join(process.cmdline())
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
+
+
+def test_without_the_agent_port_sends_requests_again(project: Project) -> None:
+    counts = settle(project, None)
+    assert counts["deleted"] == 1, "the broker"
+    deploy(project, "1.6.0")
+    assert len(direct_deliveries(project)) == 1
 
 
 def test_down_leaves_nothing_behind(project: Project) -> None:

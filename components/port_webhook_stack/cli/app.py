@@ -323,6 +323,7 @@ def _print_local(stack: str) -> None:
     """What runs on this machine."""
     from port_webhook_handlers.runtime import control as listener_control
     from port_webhook_localport import control as port_control
+    from port_webhook_stack.cli.agent_status import agent_lines
     from port_webhook_stack.cli.connection import state_folder
 
     state = state_folder(Path.cwd(), stack)
@@ -335,6 +336,8 @@ def _print_local(stack: str) -> None:
         note(f"bundle       {listener.digest}")
     else:
         note("listener     not running")
+    for word, text in agent_lines(state, listener):
+        note(f"{word:<12} {text}")
     for current in sorted((state / "deployments").glob("*/current.json")):
         record = json.loads(current.read_text(encoding="utf-8"))
         note(
