@@ -10,9 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import psutil
+
+_POLL_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +79,38 @@ class ProcessIdentity:
                 process,
             ]
             process.terminate()
-            _, alive = psutil.wait_procs([process], timeout=grace_seconds)
+            _wait([process], grace_seconds)
         except psutil.NoSuchProcess:
             return True
-        for member in [*alive, *family]:
+        for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(family, timeout=5)
+        _wait(family, 5)
         return True
+
+
+def _wait(processes: Sequence[psutil.Process], seconds: float) -> None:
+    """Waits until processes have ended; a zombie has, though its parent may never ask for its end."""
+    import psutil
+
+    deadline = time.monotonic() + seconds
+    left = list(processes)
+    while True:
+        left = [process for process in left if _runs(process)]
+        if not left or time.monotonic() >= deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+    # Those that are children of this process leave no zombie.
+    psutil.wait_procs([process for process in processes if process not in left], timeout=0)
+
+
+def _runs(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _session(pid: int) -> int | None:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from tests.engine.project import Project, eventually, fresh
 from tests.unit.bundled.smtp_server import PASSWORD, USER, SmtpServer, certificate
 from tests.unit.localport.webhook import Webhook
 
-from port_webhook_handlers.bundled.resource.blueprints import RESOURCE
-from port_webhook_localport import control
-
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 BUNDLED = "port_webhook_handlers.bundled"
 TOKEN = "b34rer-t0ken"
 PROGRAM = """\
+import time
+
 import pulumi
 
 size = pulumi.Config("thing").require("size")
 if size == "huge":
     raise RuntimeError("quota exceeded")
+if size == "slow":
+    time.sleep(60)
 pulumi.ComponentResource("thing:index:Thing", pulumi.get_stack())
 pulumi.export("url", f"https://cloud/{pulumi.get_stack()}/{size}")
 pulumi.export("password", pulumi.Output.secret("hidden"))
@@ -89,16 +88,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             program.mkdir()
             (program / "Pulumi.yaml").write_text("name: thing\nruntime: python\n", encoding="utf-8")
             (program / "__main__.py").write_text(PROGRAM, encoding="utf-8")
-            things = {
-                "thing": {
-                    "parameters": {"size": {"default": "small"}},
-                    "program": {
-                        "folder": "thing",
-                        "stack": "t-{identifier}",
-                        "config": {"thing:size": "{size}"},
-                    },
-                }
+            thing = {
+                "parameters": {"size": {"default": "small"}},
+                "program": {
+                    "folder": "thing",
+                    "stack": "t-{identifier}",
+                    "config": {"thing:size": "{size}"},
+                },
             }
+            things = {"thing": thing, "hasty": thing | {"timeout_seconds": 4}}
             mail = {
                 "server": "127.0.0.1",
                 "port": smtp.port,
@@ -145,9 +143,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                     },
                 }
             )
-            with mock.patch.dict(os.environ, {"XDG_STATE_HOME": str(project.user_state)}):
-                control.ensure_running(project.state / "localport")
-            project.port("POST", "/v1/blueprints", json=RESOURCE)
             project.cli("up")
             yield Stack(project, web, smtp)
     finally:
@@ -223,26 +218,35 @@ def test_a_resource_is_made_by_a_program_and_deleted(stack: Stack) -> None:
     assert not (files / "t-logs.json").exists()
 
 
-def test_a_resource_that_fails_expires_like_any_other(stack: Stack) -> None:
+def test_a_program_that_fails_says_why(stack: Stack) -> None:
+    inputs = {"identifier": "big", "kind": "thing", "parameters": {"size": "huge"}}
+    run = stack.ended("create_resource", inputs)
+    assert run["status"] == "FAILURE"
+    assert "quota exceeded" in run["summary"]
+
+
+def test_a_program_that_takes_too_long_is_stopped_and_expires_like_any_other(stack: Stack) -> None:
     inputs = {
-        "identifier": "big",
-        "kind": "thing",
-        "parameters": {"size": "huge"},
+        "identifier": "slow",
+        "kind": "hasty",
+        "parameters": {"size": "slow"},
         "owner": "ann@example.com",
     }
     stack.smtp.mails.clear()
     run = stack.ended("create_resource", inputs)
     assert run["status"] == "FAILURE"
-    assert "quota exceeded" in run["summary"]
-    entity = "/v1/blueprints/resource/entities/big"
-    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat().replace("+00:00", "Z")
+    assert run["summary"].startswith("the program did not end within 4 s and was stopped")
+    entity = "/v1/blueprints/resource/entities/slow"
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat().replace("+00:00", "Z")
     stack.project.port("PATCH", entity, json={"properties": {"expiresAt": soon}})
 
     def told() -> bool:
         return bool(stack.smtp.mails)
 
     eventually(told, 90)
-    assert stack.smtp.mails[0][0] == ["ann@example.com"]
+    recipients, message = stack.smtp.mails[0]
+    # Its lock was gone.
+    assert (recipients, message["Subject"]) == (["ann@example.com"], "Resource slow has expired")
 
 
 def test_a_run_that_is_handed_over_stays_open_until_the_worker_ends_it(stack: Stack) -> None:

@@ -37,3 +37,25 @@ def test_a_detached_service_outlives_the_end_of_who_started_it(tmp_path: Path) -
         parent.terminate(0)
         assert service.terminate(grace_seconds=5)
     assert not service.is_alive()
+
+
+_STARTS_AND_FORGETS = """\
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_whose_parent_does_not_ask_for_its_end_is_not_waited_for() -> None:
+    with subprocess.Popen([sys.executable, "-c", _STARTS_AND_FORGETS], stdout=subprocess.PIPE) as parent:
+        try:
+            assert parent.stdout is not None
+            child = ProcessIdentity.of(int(parent.stdout.readline()))
+            began = time.monotonic()
+            assert child.terminate(20)
+            # It is a zombie as long as its parent lives.
+            assert time.monotonic() - began < 5
+            assert not child.is_alive()
+        finally:
+            parent.kill()

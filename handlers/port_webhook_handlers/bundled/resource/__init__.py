@@ -61,7 +61,7 @@ def create_resource(inputs: ResourceInputs, run: Run) -> Result:
         catalog = Catalog.of(run.settings)
         kind = Kind.of(run.settings, inputs.kind)
         parameters = kind.check(inputs.parameters or {})
-        order = _order(run, inputs.identifier, parameters)
+        order = _order(run, inputs.identifier, parameters, kind.seconds)
         record = _record(order)
         try:
             with record.open("x", encoding="utf-8") as file:
@@ -132,7 +132,7 @@ def tear_down(run: Run, entity: Entity) -> Result:
         order = _order(run, entity.identifier, {})
         name, given = _known(order, entity, resource)
         kind = Kind.of(run.settings, name)
-        order = _order(run, entity.identifier, kind.check(given))
+        order = _order(run, entity.identifier, kind.check(given), kind.seconds)
         resource.upsert(run, entity.identifier, properties={"status": "Deleting"})
         run.progress("Deleting")
         kind.provisioner.delete(order)
@@ -144,8 +144,9 @@ def tear_down(run: Run, entity: Entity) -> Result:
     return Success(f"{name} {entity.identifier} is deleted")
 
 
-def _order(run: Run, identifier: str, parameters: Mapping[str, str]) -> Order:
+def _order(run: Run, identifier: str, parameters: Mapping[str, str], seconds: float | None = None) -> Order:
     state, project = folders(run)
+    left = max(1.0, run.seconds_left - _RESERVE_SECONDS)
     (state / "resources" / "records").mkdir(parents=True, exist_ok=True, mode=0o700)
     return Order(
         identifier=identifier,
@@ -154,7 +155,7 @@ def _order(run: Run, identifier: str, parameters: Mapping[str, str]) -> Order:
         state=state,
         project=project,
         report=run.log,
-        timeout_seconds=max(1.0, run.seconds_left - _RESERVE_SECONDS),
+        timeout_seconds=left if seconds is None else min(left, seconds),
         again=run.attempt > 1,
     )
 

@@ -16,6 +16,7 @@ SECRET: Final = "RESOURCE_SECRET"  # noqa: S105 - the name of a secret, not its 
 
 _DEFAULT_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _LONGEST: Final = 200
+_MOST_SECONDS: Final = 850
 
 
 class ProvisionError(Exception):
@@ -73,12 +74,14 @@ class Kind:
         patterns: by parameter, what a whole value must match.
         defaults: of the parameters that may be left out.
         provisioner: does the work.
+        seconds: until it is stopped, if the handler has so long.
     """
 
     name: str
     patterns: Mapping[str, str]
     defaults: Mapping[str, str]
     provisioner: Provisioner
+    seconds: float
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], name: str) -> Kind:
@@ -99,11 +102,12 @@ class Kind:
                 defaults[parameter] = default
             single.end()
         command, program = options.part("command"), options.part("program")
+        seconds = options.number("timeout_seconds", _MOST_SECONDS, lowest=1, highest=_MOST_SECONDS)
         options.end()
         if (command is None) == (program is None):
             raise options.error("command", "give either command or program")
         provisioner = Command.of(command) if command is not None else Program.of(program)  # type: ignore[arg-type]
-        return cls(name, patterns, defaults, provisioner)
+        return cls(name, patterns, defaults, provisioner, seconds)
 
     def check(self, given: Mapping[str, Any]) -> dict[str, str]:
         """The parameters with defaults.

@@ -1,15 +1,21 @@
 """Makes resources with a Pulumi program: a folder, and one stack for each resource.
 
 The program is Python and runs in the handler's own process, so that a Pulumi CLI without its language host is
-enough; the CLI must be on PATH, and the package `pulumi` installed where the listener runs.
+enough; the CLI must be on PATH, and the package `pulumi` installed where the listener runs: it is what the extra
+`programs` of this distribution brings. A program that takes too long is interrupted as by Ctrl-C, and killed if that
+does not help; its lock is removed then, because nobody holds it any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +25,12 @@ from port_webhook_handlers.bundled.resource.kinds import Order, ProvisionError
 from port_webhook_handlers.sdk import SettingError
 
 if TYPE_CHECKING:
+    import psutil
     from pulumi import automation
+
+# Between the interruption and the end; together with the handler's reserve it must fit into the handler's time.
+_GRACE_SECONDS = 8.0
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,41 +75,36 @@ class Program:
             key: auto.ConfigValue(fill(template, words, f"program.config.{key}"))
             for key, template in self.config.items()
         }
-        try:
-            stack = auto.create_stack(**self._where(order))
-        except auto.StackAlreadyExistsError:
-            raise ProvisionError(
-                f"stack {self._name(order)} exists already; choose another identifier"
-            ) from None
-        except auto.CommandError as error:
-            raise ProvisionError(_first_error(error)) from None
-        try:
-            for key, value in config.items():
-                stack.set_config(key, value)
-            outputs = stack.up(on_output=_lines(order)).outputs
-        except auto.CommandError as error:
-            raise ProvisionError(_first_error(error)) from None
+        with _Limit(order) as limit:
+            try:
+                stack = auto.create_stack(**self._where(order))
+                for key, value in config.items():
+                    stack.set_config(key, value)
+                outputs = stack.up(on_output=_lines(order)).outputs
+            except auto.StackAlreadyExistsError:
+                raise ProvisionError(
+                    f"stack {self._name(order)} exists already; choose another identifier"
+                ) from None
+            except auto.CommandError as error:
+                raise limit.failure(error, lambda: auto.select_stack(**self._where(order)).cancel()) from None
         # Secret outputs stay in the stack.
         return {name: output.value for name, output in outputs.items() if not output.secret}
 
     def delete(self, order: Order) -> None:
         """See `Provisioner.delete`."""
         auto = _automation()
-        try:
-            stack = auto.select_stack(**self._where(order))
-        except auto.StackNotFoundError:
-            order.report(f"stack {self._name(order)} is gone already")
-            return
-        except auto.CommandError as error:
-            raise ProvisionError(_first_error(error)) from None
-        try:
-            if order.again:
-                # The lock of the attempt that was interrupted.
-                stack.cancel()
-            stack.destroy(on_output=_lines(order))
-            stack.workspace.remove_stack(stack.name)
-        except auto.CommandError as error:
-            raise ProvisionError(_first_error(error)) from None
+        with _Limit(order) as limit:
+            try:
+                stack = auto.select_stack(**self._where(order))
+                if order.again:
+                    # The lock of the attempt that was interrupted.
+                    stack.cancel()
+                stack.destroy(on_output=_lines(order))
+                stack.workspace.remove_stack(stack.name)
+            except auto.StackNotFoundError:
+                order.report(f"stack {self._name(order)} is gone already")
+            except auto.CommandError as error:
+                raise limit.failure(error, lambda: auto.select_stack(**self._where(order)).cancel()) from None
 
     def _name(self, order: Order) -> str:
         return fill(self.stack, order.words(), "program.stack")
@@ -136,12 +142,75 @@ class Program:
         }
 
 
+class _Limit:
+    """Interrupts the CLI when its time is over."""
+
+    def __init__(self, order: Order) -> None:
+        self._seconds = order.timeout_seconds
+        self._late = False
+        self._killed = False
+        self._timer = threading.Timer(self._seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Limit:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._timer.join()
+
+    def failure(self, error: automation.CommandError, unlock: Callable[[], object]) -> ProvisionError:
+        """What the end of the CLI means.
+
+        Args:
+            error: how it ended.
+            unlock: removes the lock of a CLI that was killed.
+        """
+        # It has to be over before anybody may take the lock away.
+        self.__exit__()
+        if not self._late:
+            return ProvisionError(_first_error(error))
+        if self._killed:
+            with contextlib.suppress(type(error)):
+                unlock()
+        return ProvisionError(f"the program did not end within {self._seconds:.3g} s and was stopped")
+
+    def _end(self) -> None:
+        import psutil
+
+        self._late = True
+        commands = [found for found in psutil.Process().children() if found.name().startswith("pulumi")]
+        family = [member for command in commands for member in [command, *command.children(recursive=True)]]
+        for command in commands:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        # Only looked at: how it ended is for those who started it.
+        while (left := [command for command in commands if _runs(command)]) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        self._killed = bool(left)
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _automation() -> Any:
     try:
         from pulumi import automation
     except ImportError:
         raise ProvisionError(
-            "the package pulumi is not installed where the listener runs; install it, or use a command"
+            "the package pulumi is not installed where the listener runs; install port-webhook-handlers[programs], "
+            "or use a command"
         ) from None
     return automation
 
