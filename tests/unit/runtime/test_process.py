@@ -1,6 +1,8 @@
 """Processes that are ended, and those that were detached from them."""
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
