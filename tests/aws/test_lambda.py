@@ -17,6 +17,7 @@ from tests.aws.stack import AwsStack, http_event, signed
 from tests.fixtures_localport import LocalPort, eventually, local_port
 
 from port_webhook_handlers.bundle import Bundle, build
+from port_webhook_handlers.runtime.aws.messages import RunMessage
 from port_webhook_stack.listener.aws_archive import LambdaArchive, build_archive
 
 __all__ = ["local_port"]
@@ -30,7 +31,7 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 HANDLERS = """
 import os, time
 from pathlib import Path
-from port_webhook_handlers.sdk import Failure, Field, Inputs, RetryableError, Run, Success, action
+from port_webhook_handlers.sdk import Failure, Field, HandedOver, Inputs, RetryableError, Run, Success, action
 
 class Form(Inputs):
     text: str = ""
@@ -59,6 +60,11 @@ def rework(inputs: Form, run: Run) -> Success:
     if inputs.text == "hang":
         time.sleep(60)
     return Success(summary=f"attempt {run.attempt}")
+
+@action("pass_on", title="Pass on")
+def pass_on(inputs: Form, run: Run) -> HandedOver:
+    mark(run)
+    return HandedOver("Waiting for a worker.", "https://example.com/queue")
 
 @action("ask", title="Ask", mode="sync")
 def ask(inputs: Form, run: Run) -> Success | Failure:
@@ -217,6 +223,33 @@ def test_an_asynchronous_run_goes_through_queue_worker_and_outbox(listener: List
     assert "[redacted]" in log
     assert "AWS_SECRET_ACCESS_KEY" not in log
     assert listener.port.client_secret not in listener.stack.log()
+
+
+def test_a_run_that_is_handed_over_stays_open_for_the_worker(listener: Listener) -> None:
+    run_id = listener.run("pass_on")
+    listener.stack.settle()
+    run = listener.port.run(run_id)
+    assert (run["status"], run["statusLabel"], run["summary"], run["link"]) == (
+        "IN_PROGRESS",
+        "Handed over",
+        "Waiting for a worker.",
+        ["https://example.com/queue"],
+    )
+    # For the stack it is over: nothing waits, and a repeat is dropped.
+    assert listener.stack.item(run_id)["state"] == "done"
+    listener.post("pass_on", run_id)
+    listener.stack.settle()
+    assert listener.marks(run_id) == ["1"]
+    # Not even a message that came back too often ends it.
+    item = listener.stack.item(run_id)
+    late = RunMessage(run_id, "pass_on", item["body_hash"], b"{}", 1.0)
+    listener.stack.sqs.send_message(QueueUrl=listener.stack.dead, MessageBody=late.dumps())
+    listener.stack.settle()
+    assert listener.status(run_id) == "IN_PROGRESS"
+    end = {"status": "SUCCESS", "summary": "rotated"}
+    listener.port.api("PATCH", f"/actions/runs/{run_id}", end)
+    listener.stack.settle()
+    assert listener.status(run_id) == "SUCCESS"
 
 
 def test_a_repeated_delivery_never_runs_twice(listener: Listener) -> None:
