@@ -28,7 +28,7 @@ from tests.aws.lambda_host import Function
 from tests.aws.stack import http_event
 
 ACCOUNT = "123456789012"
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 _HTTP_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 
 
@@ -70,6 +70,7 @@ class Account:
         self.paused = False
         self._sources: dict[str, dict[str, Any]] = {}
         self._policies: dict[str, list[dict[str, Any]]] = {}
+        self._unpacking = threading.Lock()
         self._changed = threading.Event()
         self._ended = threading.Event()
         self._server = _serve(self)
@@ -93,6 +94,19 @@ class Account:
         """One call of boto3."""
         with contextlib.closing(self.client(service)) as client:
             return getattr(client, operation)(**arguments)
+
+    def metrics(self) -> dict[str, list[float]]:
+        """Values that the metric filters make of the lines in the log groups, by metric."""
+        found: dict[str, list[float]] = {}
+        for item in self.aws("logs", "describe_metric_filters")["metricFilters"]:
+            lines = self.aws("logs", "filter_log_events", logGroupName=item["logGroupName"])["events"]
+            (made,) = item["metricTransformations"]
+            for line in lines:
+                if (fields := json_line(line["message"])) and matches(item["filterPattern"], fields):
+                    value = made["metricValue"]
+                    value = fields[value[2:]] if value.startswith("$.") else value
+                    found.setdefault(made["metricName"], []).append(float(value))
+        return found
 
     def pid(self, function: str) -> int | None:
         """The process of a function."""
@@ -344,9 +358,11 @@ class Account:
     def _unpacked(self, code: str) -> Path:
         data = base64.b64decode(code)
         root = self._folder / f"code-{zlib.crc32(data):08x}-{len(data)}"
-        if not root.exists():
-            with zipfile.ZipFile(io.BytesIO(data)) as package:
-                package.extractall(root)
+        # Functions that are created together have the same code.
+        with self._unpacking:
+            if not root.exists():
+                with zipfile.ZipFile(io.BytesIO(data)) as package:
+                    package.extractall(root)
         return root
 
     def _source(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -392,6 +408,31 @@ class Account:
                 principals = [item["Principal"] for item in policy["Statement"]]
                 return name if {"Service": "apigateway.amazonaws.com"} in principals else 500
         return 404
+
+
+def json_line(text: str) -> dict[str, Any]:
+    """A line of a log that is an object; {} for any other."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def matches(pattern: str, fields: Mapping[str, Any]) -> bool:
+    """Whether CloudWatch's pattern for JSON lines takes these fields; as much of it as alarms use."""
+
+    def decided(match: re.Match[str]) -> str:
+        name, operator, wanted = match.groups()
+        value = fields.get(name)
+        if wanted == "*":
+            return str(name in fields and value is not None)
+        same = value == json.loads(wanted)
+        return str(same if operator == "=" else name in fields and not same)
+
+    text = re.sub(r'\$\.(\w+)\s*(!?=)\s*("[^"]*"|\d+|\*)', decided, pattern.strip("{} "))
+    assert re.fullmatch(r"(True|False|&&|\|\||[()\s])+", text), f"a pattern that this cannot read: {pattern}"
+    return bool(eval(text.replace("&&", "and").replace("||", "or")))  # noqa: S307
 
 
 def _light(path: str, body: bytes) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import requests
+from tests.aws.account import json_line
 from tests.aws.cloud import moto
 from tests.aws.stack import AwsStack, http_event, signed
 from tests.fixtures_localport import LocalPort, eventually, local_port
@@ -460,6 +461,10 @@ def test_the_outbox_drains_when_port_comes_back(listener: Listener) -> None:
     listener.stack.deliver()
     assert [listener.status(run_id) for run_id in runs] == ["IN_PROGRESS"] * 3
     assert {listener.stack.item(run_id)["state"] for run_id in runs} == {"reporting"}
+    # What an alarm watches: how old an accepted run is that Port does not know the end of.
+    waits = [json_line(line) for line in listener.stack.functions["reporter"].log.splitlines()]
+    ages = {line["run"]: line["age"] for line in waits if line.get("event") == "report waits"}
+    assert all(0 < ages[run_id] < 60 for run_id in runs)
     listener.port.admin("DELETE", "/faults")
     listener.stack.settle()
     assert [listener.status(run_id) for run_id in runs] == ["SUCCESS"] * 3

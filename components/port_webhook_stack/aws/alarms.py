@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import pulumi
@@ -12,6 +13,7 @@ from port_webhook_stack.aws.functions import LambdaFunction
 from port_webhook_stack.aws.naming import Naming
 
 _METRICS: Final = "PortWebhook"
+_PERIOD_SECONDS: Final = 300
 _OLDEST_SECONDS: Final = 15 * 60
 _SIGNATURE_FAILURES: Final = 10
 
@@ -62,41 +64,96 @@ def make_alarms(
                 ("AWS/SQS", metric, "Maximum", {"QueueName": queue.name}),
                 threshold=threshold,
             )
-    _counted(
-        naming,
+    for watched in WATCHED:
+        _watch(naming, watched, functions)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A metric that lines of functions' logs are turned into, and its alarm.
+
+    Attributes:
+        part: of the names.
+        functions: whose logs count, by part of their names or how it begins.
+        pattern: of the lines, in CloudWatch's language.
+        description: what the alarm says.
+        threshold: above it is the alarm.
+        value: what a line adds: a number, or a field of it.
+        statistic, period: how values are put together; seconds.
+    """
+
+    part: str
+    functions: tuple[str, ...]
+    pattern: str
+    description: str
+    threshold: int = 0
+    value: str = "1"
+    statistic: str = "Sum"
+    period: int = _PERIOD_SECONDS
+
+
+WATCHED: Final = (
+    Watched(
         "signature-failures",
-        functions["receiver"],
-        '{ $.event = "refused" && ($.reason = "bad_signature" || $.reason = "missing_signature" '
-        '|| $.reason = "stale_timestamp") }',
+        ("receiver",),
+        # Every deployment probes the reserved route with signatures that are wrong on purpose.
+        '{ $.event = "refused" && ($.status = 401 || $.reason = "malformed_signature") '
+        '&& $.path != "/webhooks/_verification" }',
         "Requests with a wrong, missing or old signature: a secret was rotated in Port, a clock is wrong, or "
         "somebody is trying.",
         _SIGNATURE_FAILURES,
-    )
-    _counted(
-        naming,
+    ),
+    Watched(
+        "not-accepted",
+        ("receiver",),
+        '{ $.event = "secrets not read" || $.event = "not stored" || $.event = "failure not reported" }',
+        "The receiver could not read its secrets, or not store a run that Port has sent.",
+    ),
+    Watched(
         "dead-letters-buried",
-        functions["dead-letters"],
+        ("dead-letters",),
         '{ $.event = "dead letter" }',
         "A run could not be run and was reported as FAILURE.",
-        0,
-    )
+    ),
+    # The queues' own age leaves out messages that were delivered three times, as all are that wait for Port.
+    Watched(
+        "oldest-run",
+        ("worker-", "reporter"),
+        "{ $.age = * }",
+        f"An accepted run has not ended in Port for more than {_OLDEST_SECONDS // 60} minutes.",
+        _OLDEST_SECONDS,
+        value="$.age",
+        statistic="Maximum",
+        # Longer than the longest pause between two attempts to tell Port.
+        period=3600,
+    ),
+)
 
 
-def _counted(
-    naming: Naming, part: str, function: LambdaFunction, pattern: str, description: str, threshold: int
-) -> None:
-    metric = naming.aws(part)
-    aws.cloudwatch.LogMetricFilter(
-        naming.resource(f"{part}-filter"),
-        name=metric,
-        log_group_name=function.log_group.name,
-        pattern=pattern,
-        metric_transformation=aws.cloudwatch.LogMetricFilterMetricTransformationArgs(
-            name=metric, namespace=_METRICS, value="1", default_value="0"
-        ),
-        opts=naming.opts(),
+def _watch(naming: Naming, watched: Watched, functions: Mapping[str, LambdaFunction]) -> None:
+    metric = naming.aws(watched.part)
+    for part, made in functions.items():
+        if not part.startswith(watched.functions):
+            continue
+        filtered = watched.part if part in watched.functions else f"{watched.part}-{part}"
+        aws.cloudwatch.LogMetricFilter(
+            naming.resource(f"{filtered}-filter"),
+            name=naming.aws(filtered),
+            log_group_name=made.log_group.name,
+            pattern=watched.pattern,
+            metric_transformation=aws.cloudwatch.LogMetricFilterMetricTransformationArgs(
+                name=metric, namespace=_METRICS, value=watched.value
+            ),
+            opts=naming.opts(),
+        )
+    _alarm(
+        naming,
+        watched.part,
+        watched.description,
+        (_METRICS, metric, watched.statistic, {}),
+        threshold=watched.threshold,
+        period=watched.period,
     )
-    _alarm(naming, part, description, (_METRICS, metric, "Sum", {}), threshold=threshold)
 
 
 def _alarm(
@@ -106,6 +163,7 @@ def _alarm(
     metric: tuple[str, str, str, Mapping[str, pulumi.Input[str]]],
     *,
     threshold: int,
+    period: int = _PERIOD_SECONDS,
 ) -> None:
     namespace, name, statistic, dimensions = metric
     topic = naming.settings.alarm_topic
@@ -117,7 +175,7 @@ def _alarm(
         metric_name=name,
         statistic=statistic,
         dimensions=dict(dimensions),
-        period=300,
+        period=period,
         evaluation_periods=1,
         comparison_operator="GreaterThanThreshold",
         threshold=threshold,

@@ -380,8 +380,15 @@ def test_alarms_watch_every_function_and_queue(run: Run) -> None:
         assert ("ApproximateAgeOfOldestMessage", queue["name"]) in watched
         if name.endswith("-dead"):
             assert ("ApproximateNumberOfMessagesVisible", queue["name"]) in watched
-    assert ("port-webhook-test-signature-failures", "") in watched
-    assert ("port-webhook-test-dead-letters-buried", "") in watched
+    for name in ("signature-failures", "not-accepted", "dead-letters-buried", "oldest-run"):
+        assert (f"port-webhook-test-{name}", "") in watched
+    # How old a run is, is written by every worker and by the outbox.
+    ages = [
+        inputs["logGroupName"].removeprefix("/aws/lambda/port-webhook-test-")
+        for inputs in mocks.of("aws:cloudwatch/logMetricFilter:LogMetricFilter").values()
+        if inputs["metricTransformation"]["value"] == "$.age"
+    ]
+    assert sorted(ages) == ["reporter", "worker-default", "worker-release"]
 
 
 def test_the_agent_connects_outwards_only_and_follows_its_secret(run: Run) -> None:

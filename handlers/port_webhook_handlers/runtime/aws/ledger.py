@@ -52,6 +52,7 @@ class Item:
         notes: reports that Port refused.
         reported: the last report that Port has dealt with.
         dead: why nobody could run it; "" otherwise.
+        accepted_at: seconds since the epoch.
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class Item:
     notes: tuple[str, ...] = ()
     reported: int = 0
     dead: str = ""
+    accepted_at: float = 0
 
 
 class DynamoLedger:
@@ -264,7 +266,7 @@ class DynamoLedger:
             found = self.get(run_id)
             if found is not None:
                 return found
-        return Item(run_id, route, "async", "reporting", body_hash, final=dict(final))
+        return Item(run_id, route, "async", "reporting", body_hash, final=dict(final), accepted_at=now)
 
     def bury(self, run_id: str, reason: str, payload: bytes) -> None:
         """Keeps the request of a run that nobody could run, for `dead-letters list`."""
@@ -385,4 +387,5 @@ def _item(found: Mapping[str, Mapping[str, Any]]) -> Item:
         notes=tuple(str(item["S"]) for item in notes)[:_MAX_NOTES],
         reported=int(number.get("reported", 0)),
         dead=text.get("reason", "") if "dead" in text else "",
+        accepted_at=number.get("accepted_at", 0),
     )

@@ -7,6 +7,7 @@ until the retention of the queue (14 days). Reports of one run are delivered in 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -113,7 +114,12 @@ class ReporterFunction:
                     self._log("repeat dropped", run=message.run_id, state=item.state)
                     return None
             reports = _MessageReports(self._ledger, message, item)
-            return await self._delivery.deliver(message.run_id, reports, failed, retry)
+            delay = await self._delivery.deliver(message.run_id, reports, failed, retry)
+            if delay is not None and item is not None and item.accepted_at:
+                # An alarm watches the age.
+                age = round(max(0.0, time.time() - item.accepted_at), 1)
+                self._log("report waits", run=message.run_id, seconds=round(delay, 1), age=age)
+            return delay
         except (AwsError, LedgerError) as error:
             self._log("reports not delivered", run=message.run_id, error=str(error))
             return retry

@@ -94,6 +94,8 @@ class WorkerFunction:
         """Whether nothing is left to do for a message."""
         message = RunMessage.parse(record.body)
         run_id, holder = message.run_id, os.urandom(12).hex()
+        # An alarm watches the age.
+        self._log("run taken", run=run_id, age=round(max(0.0, time.time() - message.accepted_at), 1))
         lease = time.time() + context.get_remaining_time_in_millis() / 1000 + _LEASE_MARGIN_SECONDS
         attempt = self._ledger.start(
             run_id, message.route, message.body_hash, holder, lease, message.accepted_at
