@@ -23,7 +23,7 @@ TOKEN = "handler-token-0123456789"
 
 HANDLERS = """
 import os, time
-from port_webhook_handlers.sdk import Failure, Inputs, RetryableError, Run, Success, action
+from port_webhook_handlers.sdk import Failure, HandedOver, Inputs, RetryableError, Run, Success, action
 
 class Seconds(Inputs):
     seconds: float = 0
@@ -39,6 +39,10 @@ def work(inputs: Seconds, run: Run):
 @action("refuse", title="Refuse", operation="CREATE")
 def refuse(run: Run):
     return Failure(summary="not today")
+
+@action("pass_on", title="Pass on", operation="CREATE")
+def pass_on(run: Run):
+    return HandedOver("Waiting for a worker.", "https://example.com/queue")
 
 @action("vanish", title="Vanish", operation="CREATE")
 def vanish(run: Run):

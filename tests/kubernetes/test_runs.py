@@ -50,6 +50,27 @@ def test_handlers_end_as_they_do_everywhere(
     assert "handler-token" not in json.dumps(stack.port.logs(run_id))
 
 
+def test_a_run_that_is_handed_over_stays_open_for_the_worker(stack: Stack) -> None:
+    run_id = stack.port.execute("pass_on")
+    name, done = names.run_name(run_id), f"{names.STATE_LABEL}=done"
+    eventually(
+        lambda: name in {item["metadata"]["name"] for item in stack.secrets(done)}, WAIT, "is not done"
+    )
+    run = stack.port.run(run_id)
+    assert (run["status"], run["statusLabel"], run["summary"], run["link"]) == (
+        "IN_PROGRESS",
+        "Handed over",
+        "Waiting for a worker.",
+        ["https://example.com/queue"],
+    )
+    # For the stack it is over, and it was no failure.
+    assert name not in {item["metadata"]["name"] for item in stack.secrets(f"{names.PREFIX}/dead-letter")}
+    eventually(lambda: name not in {job["metadata"]["name"] for job in stack.jobs()}, WAIT, "the Job stays")
+    assert stack.port.run(run_id)["status"] == "IN_PROGRESS"
+    stack.port.api("PATCH", f"/actions/runs/{run_id}", {"status": "SUCCESS", "summary": "rotated"})
+    assert stack.port.run(run_id)["summary"] == "rotated"
+
+
 @pytest.mark.parametrize(
     ("behaviour", "summary"),
     [
