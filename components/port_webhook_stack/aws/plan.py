@@ -13,6 +13,7 @@ from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.runtime import manifest as manifests
 from port_webhook_handlers.runtime.execution import STARTS_AFTER_INTERRUPTS
 from port_webhook_handlers.runtime.manifest import Route
+from port_webhook_stack.aws import actions
 from port_webhook_stack.aws.settings import KEY, AwsSettings, GroupSettings
 from port_webhook_stack.errors import SettingsError, StackError
 from port_webhook_stack.listener.aws_archive import LambdaArchive, build_archive
@@ -174,6 +175,7 @@ def plan(
         )
     )
     _check_times(routes.values(), sync_deadline_seconds)
+    _check_permissions(routes, bundle.aws_permissions)
     _check_names(groups, settings.name_prefix)
     locks = settings.requirements or _locks(
         requirements, encrypted=any(group.decrypts for group in groups.values())
@@ -260,6 +262,14 @@ def _check_times(routes: Any, sync_deadline_seconds: float) -> None:
             f"{sync_deadline_seconds:g} is too long for target aws, where gateways give up after 30 s",
             f"Use {SYNC_SECONDS} at most",
         )
+
+
+def _check_permissions(
+    routes: Mapping[str, Route], permissions: Mapping[str, Sequence[Mapping[str, Sequence[str]]]]
+) -> None:
+    for name in sorted(routes):
+        if problem := actions.problem_with(permissions.get(name, ())):
+            raise StackError(f"{routes[name].source}: aws_permissions of {name}: {problem}")
 
 
 def _check_names(groups: Mapping[str, Group], prefix: str) -> None:

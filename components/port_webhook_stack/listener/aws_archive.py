@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -120,12 +121,15 @@ def build_archive(
         _write(entries, path)
     data = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
-        libraries = [item for item in archive.infolist() if item.filename.startswith("lib/")]
+        items = archive.infolist()
     if len(data) > MOST_BYTES:
+        path.unlink()
         raise ArchiveError(
-            f"port-webhook-stack:aws.requirements: the archive has {len(data) // 1024**2} MiB, Lambda takes "
-            f"{MOST_BYTES // 1024**2}; largest are {_largest(libraries)}: leave out what the handlers do not need"
+            f"port-webhook-stack:handlers and aws.requirements: the archive has {math.ceil(len(data) / 1024**2)} MiB, "
+            f"Lambda takes {MOST_BYTES // 1024**2}; largest are {_largest(items)}: leave out what the handlers do not "
+            "need, or have them fetch it when they run"
         )
+    libraries = [item for item in items if item.filename.startswith("lib/")]
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
     return LambdaArchive(path, digest, len(data), sum(item.file_size for item in libraries))
 
@@ -214,11 +218,12 @@ def _unpacked(wheel: Path) -> Iterator[tuple[str, bytes]]:
             yield name, archive.read(item)
 
 
-def _largest(libraries: Sequence[zipfile.ZipInfo]) -> str:
+def _largest(items: Sequence[zipfile.ZipInfo]) -> str:
+    """The largest parts: a library, or a module or package of handlers."""
     sizes: dict[str, int] = {}
-    for item in libraries:
-        top = item.filename.split("/")[1]
-        sizes[top] = sizes.get(top, 0) + item.file_size
+    for item in items:
+        part = "/".join(item.filename.split("/")[:2])
+        sizes[part] = sizes.get(part, 0) + item.file_size
     ranked = sorted(sizes, key=lambda name: -sizes[name])[:3]
     return ", ".join(f"{name} ({sizes[name] // 1024} KiB)" for name in ranked)
 

@@ -506,6 +506,26 @@ def test_definitions_come_after_the_proof(run: Run) -> None:
             StackError,
             "did you mean ssm:PutParameter",
         ),
+        (
+            {},
+            {"source": HANDLERS.replace("PutParameter", "PutParametr")},
+            StackError,
+            "aws_permissions of publish: unknown permission ssm:PutParametr: AWS has no such action of ssm; "
+            "did you mean ssm:PutParameter?",
+        ),
+        ({}, {"source": HANDLERS.replace('"ssm:PutParameter"', '"ssm:*"')}, StackError, "without wildcards"),
+        (
+            {"namePrefix": "acme-production-of-platform"},
+            {"source": HANDLERS.replace('"release"', '"very-long-name-of-a-group-of-it"')},
+            SettingsError,
+            "which has 66 characters; AWS takes 64. Use a prefix that is 2 shorter, or a shorter privilege group",
+        ),
+        (
+            {},
+            {"source": HANDLERS.replace('mode="sync")', 'mode="sync", timeout_seconds=29)')},
+            StackError,
+            "28 at most",
+        ),
         ({}, {"secret": False}, SettingsError, "secrets.TOKEN"),
         ({"requirements": ["none.txt"]}, {}, SettingsError, "aws.requirements[0]"),
     ],

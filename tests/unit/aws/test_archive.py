@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from port_webhook_handlers.bundle import Bundle, build
-from port_webhook_stack.listener import aws_archive
 from port_webhook_stack.listener.aws_archive import ArchiveError, LambdaArchive, build_archive
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,6 +61,18 @@ def test_libraries_are_small_and_of_the_platform(bundle: Bundle, tmp_path: Path)
         assert all(machine in name and "313" in name for name in compiled)
 
 
+def test_encrypted_inputs_bring_cryptography_of_the_platform(bundle: Bundle, tmp_path: Path) -> None:
+    archive = make(bundle, tmp_path, LOCK.with_name("handlers-encryption.txt"))
+    with zipfile.ZipFile(archive.path) as package:
+        (binding,) = (
+            name for name in package.namelist() if name.startswith("lib/cryptography/") and ".so" in name
+        )
+        head = package.read(binding)[:20]
+    # ELF, 64 bits, for AArch64.
+    assert head[:5] == b"\x7fELF\x02"
+    assert int.from_bytes(head[18:20], "little") == 183
+
+
 def test_settings_and_versions_make_another_archive(bundle: Bundle, tmp_path: Path) -> None:
     hashes = {
         make(bundle, tmp_path, **changes).source_code_hash
@@ -75,14 +86,24 @@ def test_settings_and_versions_make_another_archive(bundle: Bundle, tmp_path: Pa
     assert len(hashes) == 4
 
 
-def test_an_archive_over_lambdas_limit_names_what_is_large(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(aws_archive, "MOST_BYTES", 1024 * 1024)
-    with pytest.raises(
-        ArchiveError, match=r"aws.requirements: the archive has 3 MiB, Lambda takes 1; largest are"
-    ):
-        make(bundle, tmp_path)
+def test_an_archive_over_lambdas_limit_names_what_is_large(tmp_path: Path) -> None:
+    package = tmp_path / "models"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from port_webhook_handlers.sdk import Run, Success, action\n\n\n"
+        '@action("guess", title="Guess")\ndef guess(run: Run) -> Success:\n    return Success()\n'
+    )
+    with (package / "weights.bin").open("wb") as weights:
+        weights.truncate(50 * 1024 * 1024)
+    bundle = build([package], tmp_path / "bundles")
+    with pytest.raises(ArchiveError) as caught:
+        make(bundle, tmp_path / "archives")
+    text = str(caught.value)
+    assert text.startswith(
+        "port-webhook-stack:handlers and aws.requirements: the archive has 54 MiB, Lambda takes 50"
+    )
+    assert "largest are bundle/models (51200 KiB)" in text
+    assert not list((tmp_path / "archives").iterdir())
 
 
 def test_a_lock_without_hashes_is_refused(
