@@ -86,8 +86,8 @@ def body(action: str, run_id: str) -> bytes:
         "trigger": {
             "by": {
                 "user": {"email": "dev@example.com", "firstName": "D", "lastName": "E"},
-                "userId": "auth0|000000000000000000000000",
-                "orgId": "org_0000000000000000",
+                "userId": "auth0|65f0a1b2c3d4e5f60718293a",
+                "orgId": "org_Ab3dEf6hIj9kLm2n",
             },
             "origin": "UI",
             "at": "2026-01-28T09:14:11.000Z",

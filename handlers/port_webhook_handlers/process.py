@@ -89,6 +89,16 @@ class ProcessIdentity:
         return True
 
 
+def resident_bytes(pid: int) -> int:
+    """How much memory a process uses; 0 if it has ended."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def _wait(processes: Sequence[psutil.Process], seconds: float) -> None:
     """Waits until processes have ended; a zombie has, though its parent may never ask for its end."""
     import psutil

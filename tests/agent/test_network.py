@@ -15,8 +15,8 @@ from tests.agent import network
 from tests.agent.kit import AgentProcess, Destination, poll
 from tests.unit.runtime.kit import FakePort
 
-from port_webhook_handlers.agent import http_client
 from port_webhook_handlers.agent.config import AgentConfig, AgentLimits, PollingSettings
+from port_webhook_handlers.port import http_client
 
 pytestmark = pytest.mark.agent
 

@@ -26,7 +26,6 @@ from port_webhook_handlers.agent.config import AgentConfig, AgentLimits, Polling
 from port_webhook_handlers.agent.core import Agent
 from port_webhook_handlers.agent.destinations import AllowList
 from port_webhook_handlers.agent.environment import from_environment
-from port_webhook_handlers.agent.http_client import HttpClient
 from port_webhook_handlers.agent.mapping import Rule, decrypted
 from port_webhook_handlers.agent.messages import (
     ForeignError,
@@ -38,10 +37,11 @@ from port_webhook_handlers.agent.messages import (
     from_topic,
 )
 from port_webhook_handlers.agent.metrics import AgentMetrics
-from port_webhook_handlers.agent.port_api import PortApi
 from port_webhook_handlers.agent.reports import Reporter
 from port_webhook_handlers.agent.service import AgentService
 from port_webhook_handlers.agent.sinks.forward import ForwardSink
+from port_webhook_handlers.port.async_client import PortApi
+from port_webhook_handlers.port.http_client import HttpClient
 from port_webhook_handlers.port.signature import VerificationError, sign, verify, verify_official_agent
 from port_webhook_handlers.runtime import control
 from port_webhook_handlers.runtime.logs import Log

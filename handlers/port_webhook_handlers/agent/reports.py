@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from port_webhook_handlers.agent.messages import Message
 from port_webhook_handlers.agent.metrics import AgentMetrics
-from port_webhook_handlers.agent.port_api import PortApi, is_passing, retry_after
+from port_webhook_handlers.port.async_client import PortApi, is_passing, retry_after
 from port_webhook_handlers.port.client import PortError, quote
 from port_webhook_handlers.runtime.logs import Log
 

@@ -15,14 +15,14 @@ from port_webhook_handlers.agent.core import Agent, Sink
 from port_webhook_handlers.agent.credentials import KAFKA_PASSWORD
 from port_webhook_handlers.agent.destinations import AllowList, DestinationError, is_callable
 from port_webhook_handlers.agent.health import HealthServer
-from port_webhook_handlers.agent.http_client import HttpClient
 from port_webhook_handlers.agent.mapping import load
 from port_webhook_handlers.agent.messages import Message
 from port_webhook_handlers.agent.metrics import AgentMetrics
-from port_webhook_handlers.agent.port_api import PortApi, is_passing, retry_after
 from port_webhook_handlers.agent.reports import Reporter, delay
 from port_webhook_handlers.agent.sinks.forward import ForwardSink
+from port_webhook_handlers.port.async_client import PortApi, is_passing, retry_after
 from port_webhook_handlers.port.client import PortError, PortUnreachableError
+from port_webhook_handlers.port.http_client import HttpClient
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.secret_file import LiveSecrets
 

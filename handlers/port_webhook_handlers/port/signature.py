@@ -151,7 +151,9 @@ def _check_headers(
 def _check_signature(secrets: Sequence[bytes | str], expected: bytes, message: bytes) -> None:
     matched = False
     for secret in secrets:
-        matched |= hmac.compare_digest(_signature(_key(secret), message), expected)
+        key = secret if isinstance(secret, bytes) and secret else _key(secret)
+        digest = hmac.digest(key, message, "sha256")
+        matched |= hmac.compare_digest(b"v1," + b2a_base64(digest, newline=False), expected)
     if not matched:
         raise VerificationError("bad_signature")
 

@@ -1,7 +1,7 @@
 """The process that runs handlers. It holds no credential of Port and gets only the secrets a handler declared.
 
-It is started with the number of an inherited socket and the digest of the bundle. One request is one JSON line
-from the parent; the answers are JSON lines to it. Requests may be sent ahead; they are executed one after the
+It is started with the numbers of an inherited socket and of a pipe, and the digest of the bundle. One request is one
+JSON line from the parent through the socket; the answers are JSON lines to it through the pipe. Requests may be sent ahead; they are executed one after the
 other, and a result is sent before the next one starts, so that the parent knows which of them may have started.
 
 | from the parent | answer |
@@ -19,31 +19,82 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import json
 import os
 import queue
+import select
 import signal
 import socket
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from port_webhook_handlers.port.compact_json import compact
+from port_webhook_handlers.port.json_codec import lines_codec
 from port_webhook_handlers.runtime.manifest import ManifestError, load, verify_files
 
 WITHDRAW: Final = b'{"withdraw":true}'
 
+_read_line, _write_line = lines_codec()
+
 _READ_BYTES: Final = 1024 * 1024
+_RING_SECONDS: Final = 0.002
+
+
+class Wire:
+    """The way to the parent: results and messages through a pipe, and a bell that makes the parent look.
+
+    Each result is in the pipe before the next request starts, so that the parent knows which may have started,
+    whatever becomes of this process. But waking the parent costs more than running a quick handler, so results of
+    one batch ring once; the parent looks by itself every now and then.
+
+    Args:
+        bell: connection to the parent.
+        descriptor: write end of the pipe; does not block.
+    """
+
+    def __init__(self, bell: socket.socket, descriptor: int) -> None:
+        self.lock = threading.Lock()
+        self._bell = bell
+        self._descriptor = descriptor
+        self._rung = 0.0
+
+    def send(self, line: bytes, *, more: bool = False) -> None:
+        """Sends a line; the caller holds the lock.
+
+        Args:
+            line: with its end.
+            more: another result is likely to follow at once.
+        """
+        try:
+            sent = os.write(self._descriptor, line)
+        except BlockingIOError:
+            sent = 0
+        while sent < len(line):
+            # The parent has to read before there is room.
+            self.ring()
+            select.select([], [self._descriptor], [])
+            with contextlib.suppress(BlockingIOError):
+                sent += os.write(self._descriptor, line[sent:])
+        if not more or time.monotonic() - self._rung > _RING_SECONDS:
+            self.ring()
+
+    def ring(self) -> None:
+        """Makes the parent look."""
+        self._rung = time.monotonic()
+        # A bell that cannot be rung is ringing.
+        with contextlib.suppress(BlockingIOError):
+            self._bell.send(b"!", socket.MSG_DONTWAIT)
 
 
 class Channel:
     """Sends the messages of one run; those that come after its end are dropped."""
 
-    def __init__(self, connection: socket.socket, lock: threading.Lock) -> None:
-        self._connection = connection
-        self._lock = lock
+    def __init__(self, wire: Wire, pending: Sequence[bytes]) -> None:
+        self._wire = wire
+        self._pending = pending
         self._began = time.perf_counter()
         self.ended = False
 
@@ -56,8 +107,8 @@ class Channel:
         ends = "result" in message
         if ends:
             message = {**message, "seconds": time.perf_counter() - self._began}
-        line = compact(message).encode() + b"\n"
-        with self._lock:
+        line = _write_line(message) + b"\n"
+        with self._wire.lock:
             if self.ended:
                 return
             self.ended = ends
@@ -65,7 +116,7 @@ class Channel:
                 # What the handler printed must be with the parent before it takes the run as ended.
                 sys.stdout.flush()
                 sys.stderr.flush()
-            self._connection.sendall(line)
+            self._wire.send(line, more=ends and bool(self._pending))
 
 
 def verified(bundle: Path, digest: str) -> None:
@@ -84,21 +135,28 @@ def verified(bundle: Path, digest: str) -> None:
 
 def main() -> None:
     """Serves requests until the parent closes the connection."""
-    bundle, descriptor, digest = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    connection = socket.socket(fileno=descriptor)
+    bundle, connection = Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2]))
+    results, digest = int(sys.argv[3]), sys.argv[4]
     # Processes that a handler starts must not keep the connection open.
     connection.set_inheritable(False)
-    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    lock = threading.Lock()
-    threading.Thread(target=_read, args=(connection, requests, lock), daemon=True).start()
+    os.set_inheritable(results, False)
+    os.set_blocking(results, False)
+    wire = Wire(connection, results)
+    pending: deque[bytes] = deque()
+    arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, pending, arrived, wire), daemon=True).start()
     _load_ahead(bundle, digest)
     # What is loaded stays; handlers make little that has to be looked through for garbage.
     gc.freeze()
     gc.set_threshold(10_000, 10, 50)
     checked = False
     while True:
-        request = json.loads(requests.get())
-        channel = Channel(connection, lock)
+        try:
+            request = _read_line(pending.popleft())
+        except IndexError:
+            arrived.get()
+            continue
+        channel = Channel(wire, pending)
         if not checked:
             # Once more: the start may have been long ago, and the next thing is the import.
             try:
@@ -158,7 +216,8 @@ def _run(request: dict[str, Any], channel: Channel) -> None:
         # SystemExit as well: a handler must not be able to end a run without a result.
         channel.send(_failure(f"The handler raised {type(error).__name__}.", type(error).__name__))
     else:
-        channel.send(_failure("The handler ended without a result.", "MissingResult"))
+        if not channel.ended:
+            channel.send(_failure("The handler ended without a result.", "MissingResult"))
 
 
 def _failure(summary: str, error_type: str) -> dict[str, Any]:
@@ -174,28 +233,31 @@ def _failure(summary: str, error_type: str) -> dict[str, Any]:
     }
 
 
-def _read(connection: socket.socket, requests: queue.SimpleQueue[bytes], lock: threading.Lock) -> None:
+def _read(
+    connection: socket.socket, pending: deque[bytes], arrived: queue.SimpleQueue[None], wire: Wire
+) -> None:
     rest = b""
     try:
         while data := connection.recv(_READ_BYTES):
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 if line == WITHDRAW:
-                    count = _withdraw(requests)
-                    with lock:
-                        connection.sendall(b'{"withdrawn":%d}\n' % count)
+                    count = _withdraw(pending)
+                    with wire.lock:
+                        wire.send(b'{"withdrawn":%d}\n' % count)
                 else:
-                    requests.put(line)
+                    pending.append(line)
+            arrived.put(None)
     except OSError:
         pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def _withdraw(requests: queue.SimpleQueue[bytes]) -> int:
+def _withdraw(pending: deque[bytes]) -> int:
     count = 0
-    with contextlib.suppress(queue.Empty):
+    with contextlib.suppress(IndexError):
         while True:
-            requests.get_nowait()
+            pending.pop()
             count += 1
     return count
 

@@ -19,19 +19,26 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
-from port_webhook_handlers.process import ProcessIdentity
+from port_webhook_handlers.port.json_codec import lines_codec
+from port_webhook_handlers.process import ProcessIdentity, resident_bytes
 from port_webhook_handlers.runtime.child import WITHDRAW
 from port_webhook_handlers.runtime.execution import STATUSES, Outcome
 from port_webhook_handlers.runtime.launch import CHILD_LIBRARIES, python_command, scrubbed_environment
 from port_webhook_handlers.runtime.logs import Log
 
+_read_line, _ = lines_codec()
+
+_READ_BYTES: Final = 256 * 1024
 _MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 _MAX_OUTPUT_BYTES: Final = 64 * 1024
 _IDLE_SECONDS: Final = 60.0
 _MAX_IDLE: Final = 8
-# A child is replaced after so many runs, because handlers may leak; its successor is made ready before.
-_MAX_RUNS: Final = 20_000
-_PREPARE_RUNS: Final = 19_000
+# A child is replaced after so many runs, or once it has grown by so much, because handlers may leak; its successor is
+# made ready before.
+_MAX_RUNS: Final = 1_000_000
+_PREPARE_RUNS: Final = 999_000
+_SETTLED_RUNS: Final = 100
+_MAX_GROWTH_BYTES: Final = 128 * 1024 * 1024
 # Requests in one child, waiting and running.
 _DEPTH: Final = 64
 _QUICK_SECONDS: Final = 0.005
@@ -48,15 +55,23 @@ class NotStartedError(Exception):
 
 
 class _Job:
-    __slots__ = ("deadline", "line", "on_message", "run_id", "seconds", "then")
+    __slots__ = ("deadline", "from_start", "line", "on_message", "run_id", "seconds", "then")
 
     def __init__(
-        self, run_id: str, line: bytes, seconds: float, on_message: OnMessage, now: float, then: Then
+        self,
+        run_id: str,
+        line: bytes,
+        seconds: float,
+        on_message: OnMessage,
+        now: float,
+        then: Then,
+        from_start: bool = False,
     ) -> None:
         self.run_id = run_id
         self.line = line
         self.seconds = seconds
-        self.deadline = now + seconds
+        self.from_start = from_start
+        self.deadline = float("inf") if from_start else now + seconds
         self.on_message = on_message
         self.then: Then | None = then
 
@@ -70,8 +85,11 @@ class _Job:
 class _Child(asyncio.Protocol):
     """One process and its connection."""
 
-    def __init__(self, process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], results: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.process = process
+        self._results = results
         self.identity = ProcessIdentity.of(process.pid)
         self.name = f"{self.identity.pid}:{self.identity.start_time}"
         self.route = ""
@@ -82,6 +100,9 @@ class _Child(asyncio.Protocol):
         self.idle_since = loop.time()
         self.head_since = 0.0
         self.withdrawing = False
+        self.settled_bytes = 0
+        self.grown = False
+        self.succeeded = False
         self.late: _Job | None = None
         self.garbled: Exception | None = None
         self.output: asyncio.Task[None] | None = None
@@ -92,6 +113,24 @@ class _Child(asyncio.Protocol):
         self._loop = loop
         self._outgoing: list[bytes] = []
         self._rest = b""
+
+    @property
+    def old(self) -> bool:
+        """Whether it needs a successor."""
+        return self.grown or self.runs >= _PREPARE_RUNS
+
+    @property
+    def ended(self) -> bool:
+        """Whether it gets no more requests."""
+        return self.runs >= _MAX_RUNS or (self.grown and self.succeeded)
+
+    def measure(self) -> None:
+        """Looks at how much it has grown since its first runs."""
+        if self.runs < _SETTLED_RUNS:
+            return
+        size = resident_bytes(self.process.pid)
+        self.settled_bytes = self.settled_bytes or size
+        self.grown = self.grown or size > self.settled_bytes + _MAX_GROWTH_BYTES
 
     # Requests
 
@@ -117,6 +156,8 @@ class _Child(asyncio.Protocol):
         self.run = job.run_id
         self.printed = 0
         self.head_since = self._loop.time()
+        if job.from_start:
+            job.deadline = self.head_since + job.seconds
 
     def withdraw(self) -> None:
         """Asks for the requests back that have not started."""
@@ -129,6 +170,23 @@ class _Child(asyncio.Protocol):
         self.transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
+        # It rings; what it has to say is in the pipe.
+        self.look()
+
+    def look(self) -> None:
+        """Reads what the child has sent so far."""
+        while self._results >= 0:
+            try:
+                data = os.read(self._results, _READ_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                return
+            self._read(data)
+            if len(data) < _READ_BYTES:
+                return
+
+    def _read(self, data: bytes) -> None:
         if self.garbled is not None:
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -136,7 +194,7 @@ class _Child(asyncio.Protocol):
             if len(self._rest) > _MAX_LINE_BYTES:
                 raise ValueError("a message is too large")
             for line in lines:
-                self._take(json.loads(line))
+                self._take(_read_line(line))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             self.garbled = error
             self.kill()
@@ -169,6 +227,9 @@ class _Child(asyncio.Protocol):
             self.jobs[0].on_message(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.look()
+        os.close(self._results)
+        self._results = -1
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -273,7 +334,6 @@ class ChildPool:
         except asyncio.CancelledError:
             child.kill()
             raise
-        await self.trim()
         return outcome
 
     async def run_shared(
@@ -312,25 +372,30 @@ class ChildPool:
         limit: int,
         on_message: OnMessage,
         then: Then,
+        *,
+        from_start: bool = False,
     ) -> None:
         """As `run_shared`, without a coroutine.
 
         Args:
             run_id, route, handler, request, seconds, limit, on_message: as in `run_shared`.
             then: called with the outcome, or with None if it was not started; must not raise.
+            from_start: the seconds count from its start, for which it may wait as long as it takes.
         """
         known = self._routes.get(route)
         if known is None:
             known = self._routes[route] = _Route(handler, limit)
         now = asyncio.get_running_loop().time()
-        known.waiting.append(_Job(run_id, request, seconds, on_message, now, then))
+        known.waiting.append(_Job(run_id, request, seconds, on_message, now, then, from_start))
         self._assign_soon()
 
     async def trim(self) -> None:
         """Ends children that have been idle for long, or are too many."""
         oldest = asyncio.get_running_loop().time() - _IDLE_SECONDS
+        for child in self._alive:
+            child.measure()
         for route in self._routes.values():
-            for child in [c for c in route.children if not c.jobs and c.idle_since < oldest]:
+            for child in [c for c in route.children if not c.jobs and (c.ended or c.idle_since < oldest)]:
                 route.children.remove(child)
                 await self._kill(child)
         while self._idle and (len(self._idle) > _MAX_IDLE or self._idle[0].idle_since < oldest):
@@ -367,14 +432,16 @@ class ChildPool:
                 child = self._free(route)
                 if child is None:
                     break
-                job = route.waiting.popleft()
-                child.send(job)
-            self._grow(name, route)
+                room = _DEPTH - len(child.jobs) if route.seconds < _QUICK_SECONDS else 1
+                for _ in range(min(room, len(route.waiting))):
+                    child.send(route.waiting.popleft())
+            if route.waiting or any(child.old for child in route.children):
+                self._grow(name, route)
         self._watch()
 
     def _free(self, route: _Route) -> _Child | None:
         quick = route.seconds < _QUICK_SECONDS
-        usable = [child for child in route.children if child.runs < _MAX_RUNS and not child.withdrawing]
+        usable = [child for child in route.children if not child.ended and not child.withdrawing]
         if not quick:
             return next((child for child in usable if not child.jobs), None)
         # More children than cores only cost more system calls.
@@ -390,7 +457,7 @@ class ChildPool:
         if quick:
             allowed = min(allowed, self._cores)
         wanted = min(count + len(route.waiting) - route.spawning, allowed)
-        old = sum(child.runs >= _PREPARE_RUNS for child in route.children[: self._cores])
+        old = sum(child.old for child in route.children[: self._cores])
         if old and not route.spawning:
             wanted = max(wanted, count + 1)
         for _ in range(wanted - count):
@@ -417,6 +484,8 @@ class ChildPool:
             self._assign_soon()
             return
         # The newest first: it takes over from one that has done enough.
+        for other in route.children:
+            other.succeeded = other.succeeded or other.old
         route.children.insert(0, child)
         self._assign_soon()
 
@@ -424,16 +493,16 @@ class ChildPool:
         child.idle_since = asyncio.get_running_loop().time()
         route = self._routes.get(child.route)
         if route is None:
-            if child.runs < _MAX_RUNS and not self._closed:
+            if not child.old and not self._closed:
                 self._idle.append(child)
             else:
                 self._background(self._kill(child))
             return
         route.seconds = seconds if route.seconds >= 1 else 0.9 * route.seconds + 0.1 * min(seconds, 1)
-        if child.runs >= _MAX_RUNS and not child.jobs and child in route.children:
+        if child.ended and not child.jobs and child in route.children:
             route.children.remove(child)
             self._background(self._kill(child))
-        if route.waiting or child.runs == _PREPARE_RUNS:
+        if route.waiting or child.runs == _PREPARE_RUNS or (child.old and not route.spawning):
             self._assign_soon()
 
     def _withdrawn(self, child: _Child, jobs: list[_Job]) -> None:
@@ -453,7 +522,9 @@ class ChildPool:
         self._watching = None
         now = asyncio.get_running_loop().time()
         busy = False
-        for child in self._alive:
+        for child in list(self._alive):
+            if child.jobs:
+                child.look()
             if not child.jobs:
                 continue
             busy = True
@@ -499,6 +570,8 @@ class ChildPool:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         output, printed = os.pipe()
+        results, sent = os.pipe()
+        os.set_blocking(results, False)
         try:
             command = python_command(
                 self._bundle,
@@ -506,6 +579,7 @@ class ChildPool:
                 CHILD_LIBRARIES,
                 "port_webhook_handlers.runtime.child",
                 str(theirs.fileno()),
+                str(sent),
                 self._digest,
             )
             process = await asyncio.to_thread(
@@ -517,16 +591,18 @@ class ChildPool:
                 env=scrubbed_environment(),
                 cwd=self._work,
                 start_new_session=True,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), sent),
             )
         except BaseException:
             ours.close()
             os.close(output)
+            os.close(results)
             raise
         finally:
             theirs.close()
             os.close(printed)
-        child = _Child(process, loop)
+            os.close(sent)
+        child = _Child(process, results, loop)
         child.on_result, child.on_withdrawn = self._ended_one, self._withdrawn
         ours.setblocking(False)
         await loop.create_connection(lambda: child, sock=ours)

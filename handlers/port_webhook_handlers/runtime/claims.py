@@ -14,7 +14,7 @@ class LedgerError(Exception):
     """Nothing was stored: the store is full, failing or out of reach, or another process holds it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What a request was answered, so that a repeat gets the same.
 

@@ -75,6 +75,65 @@ def is_alive(owner: str) -> bool:
         return False
 
 
+class _Messages:
+    """Passes on what a child reports of one run, up to a limit; and knows how many messages that were."""
+
+    __slots__ = ("_dispatcher", "_run_id", "sent")
+
+    def __init__(self, dispatcher: Dispatcher, run_id: str) -> None:
+        self._dispatcher = dispatcher
+        self._run_id = run_id
+        self.sent = 0
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        self.sent += 1
+        if self.sent <= MAX_REPORTS:
+            self._dispatcher.report(self._run_id, message)
+        elif self.sent == MAX_REPORTS + 1:
+            left_out = f"(after {MAX_REPORTS} reports the rest is left out)"
+            self._dispatcher.report(self._run_id, {"log": left_out})
+
+
+class _SynchronousRun:
+    """A synchronous run that is being executed."""
+
+    __slots__ = ("_began", "_dispatcher", "_invocation", "_seconds", "_then", "on_message")
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        invocation: Invocation,
+        seconds: float,
+        then: Callable[[Answer, bytes], None],
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._invocation = invocation
+        self._seconds = seconds
+        self._then = then
+        self._began = time.monotonic()
+        self.on_message = _Messages(dispatcher, invocation.run_id)
+
+    def ended(self, outcome: Outcome | None) -> None:
+        """Answers it; None: it was not started in time."""
+        run_id = self._invocation.run_id
+        if outcome is None:
+            message = "No process was free for the handler in time."
+            self._dispatcher.answered(
+                run_id, Answer(503, {"error": "overloaded", "message": message}), self._then
+            )
+            return
+        outcome = self._dispatcher.ended(run_id, self._invocation.route.name, outcome, self._began)
+        answer = answer_of(run_id, outcome)
+        if self.on_message.sent:
+            # Port lists entities under a run only while it is open, and the answer ends it.
+            left = self._seconds - (time.monotonic() - self._began)
+            self._dispatcher.answered_after_reports(
+                run_id, max(0.0, min(_FLUSH_SECONDS, left)), answer, self._then
+            )
+        else:
+            self._dispatcher.answered(run_id, answer, self._then)
+
+
 class Dispatcher:
     """Executes runs.
 
@@ -158,41 +217,37 @@ class Dispatcher:
             invocation, seconds: as in `answer`.
             then: called with the answer, and its body as JSON, once it is stored; must not raise.
         """
-        run_id, route = invocation.run_id, invocation.route
-        began = time.monotonic()
-        on_message, sent = self._messages(run_id)
-
-        def ended(outcome: Outcome | None) -> None:
-            if outcome is None:
-                message = "No process was free for the handler in time."
-                self._answered(run_id, Answer(503, {"error": "overloaded", "message": message}), then)
-                return
-            outcome = self._stopped(outcome)
-            self._ended(run_id, route.name, outcome, began)
-            answer = answer_of(run_id, outcome)
-            if sent():
-                # Port lists entities under a run only while it is open, and the answer ends it.
-                left = seconds - (time.monotonic() - began)
-                self._keep(self._flushed(run_id, max(0.0, min(_FLUSH_SECONDS, left)), answer, then))
-            else:
-                self._answered(run_id, answer, then)
-
+        run = _SynchronousRun(self, invocation, seconds, then)
+        route = invocation.route
         try:
-            request = self._encoded(run_id, route, invocation.body, 1, seconds, invocation.raw)
+            request = self._encoded(invocation.run_id, route, invocation.body, 1, seconds, invocation.raw)
         except DecryptionError as error:
-            ended(_undecrypted(error))
+            run.ended(_undecrypted(error))
             return
         self._pool.submit(
-            run_id, route.name, route.handler, request, seconds, route.max_concurrency, on_message, ended
+            invocation.run_id,
+            route.name,
+            route.handler,
+            request,
+            seconds,
+            route.max_concurrency,
+            run.on_message,
+            run.ended,
         )
 
-    async def _flushed(
+    def answered_after_reports(
         self, run_id: str, seconds: float, answer: Answer, then: Callable[[Answer, bytes], None]
     ) -> None:
-        await self._outbox.flush(seconds, run_id)
-        self._answered(run_id, answer, then)
+        """As `answered`, once Port has the run's reports, or after some seconds."""
 
-    def _answered(self, run_id: str, answer: Answer, then: Callable[[Answer, bytes], None]) -> None:
+        async def flush() -> None:
+            await self._outbox.flush(seconds, run_id)
+            self.answered(run_id, answer, then)
+
+        self._keep(flush())
+
+    def answered(self, run_id: str, answer: Answer, then: Callable[[Answer, bytes], None]) -> None:
+        """Stores the answer of a synchronous run and hands it out."""
         try:
             text = compact(answer.body).encode()
         except ValueError:
@@ -339,18 +394,13 @@ class Dispatcher:
             if run is None:
                 return
             began = time.monotonic()
+            messages: _Messages | None = None
             route = self._routes.get(run.route)
             if route is None:
                 outcome = Outcome("FAILURE", "No handler is deployed for this action any more.")
             else:
-                outcome = await self._execute(
-                    run_id,
-                    route,
-                    json.loads(run.payload),
-                    run.attempt,
-                    route.timeout_seconds,
-                    run.payload,
-                )
+                messages = _Messages(self, run_id)
+                outcome = await self._execute(run_id, route, run.attempt, run.payload, messages)
                 if starts_again(route, run.attempt, outcome):
                     delay = min(
                         _MAX_RETRY_SECONDS, self._config.limits.retry_seconds * 2 ** (run.attempt - 1)
@@ -367,8 +417,10 @@ class Dispatcher:
                     return
             final = {"status": outcome.status, "summary": outcome.summary, "link": outcome.link}
             await self._stored(lambda: self._ledger.finish(run_id, final), run_id)
-            self._ended(run_id, run.route, outcome, began)
-            self._outbox.wake(run_id)
+            self.ended(run_id, run.route, outcome, began)
+            # Nothing else is left to report of a first attempt that said nothing.
+            alone = run.attempt == 1 and messages is not None and not messages.sent
+            self._outbox.wake(run_id, final if alone else None)
         except LedgerError as error:
             # It stays as it is in the ledger; a later server reports it as interrupted.
             self._log("run not stored", run=run_id, error=str(error))
@@ -393,21 +445,33 @@ class Dispatcher:
                 return
 
     async def _execute(
-        self,
-        run_id: str,
-        route: Route,
-        body: Mapping[str, Any],
-        attempt: int,
-        seconds: float,
-        raw: bytes,
+        self, run_id: str, route: Route, attempt: int, payload: bytes, on_message: _Messages
     ) -> Outcome:
+        seconds = route.timeout_seconds
         try:
-            request = self._encoded(run_id, route, body, attempt, seconds, raw)
+            plain = b"\n" not in payload and not route.encrypted_inputs
+            body = {} if plain else json.loads(payload)
+            request = self._encoded(run_id, route, body, attempt, seconds, payload)
         except DecryptionError as error:
             return _undecrypted(error)
-        on_message, _ = self._messages(run_id)
         self._log("run started", run=run_id, route=route.name, attempt=attempt)
-        return self._stopped(await self._pool.run(run_id, route.name, request, seconds, on_message))
+        ended: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
+        self._pool.submit(
+            run_id,
+            route.name,
+            route.handler,
+            request,
+            seconds,
+            route.max_concurrency,
+            on_message,
+            lambda outcome: None if ended.done() else ended.set_result(outcome),
+            from_start=True,
+        )
+        outcome = await ended
+        if outcome is None:
+            # The pool was closed before it had a process for the run.
+            outcome = Outcome("FAILURE", STOPPED, interrupted=True)
+        return self._stopped(outcome)
 
     def _stopped(self, outcome: Outcome) -> Outcome:
         if outcome.interrupted and self._draining:
@@ -422,21 +486,8 @@ class Dispatcher:
             return self._line(run_id, route, raw, attempt, seconds)
         return line(self._request(run_id, route, body, attempt, seconds))
 
-    def _messages(self, run_id: str) -> tuple[Callable[[dict[str, Any]], None], Callable[[], int]]:
-        """Passes on what a child reports; and how many messages that were."""
-        sent = 0
-
-        def on_message(message: dict[str, Any]) -> None:
-            nonlocal sent
-            sent += 1
-            if sent <= MAX_REPORTS:
-                self._report(run_id, message)
-            elif sent == MAX_REPORTS + 1:
-                self._report(run_id, {"log": f"(after {MAX_REPORTS} reports the rest is left out)"})
-
-        return on_message, lambda: sent
-
-    def _report(self, run_id: str, message: Mapping[str, Any]) -> None:
+    def report(self, run_id: str, message: Mapping[str, Any]) -> None:
+        """Stores what a child reports of a run, and tells Port."""
         for kind, body in reports_of(message, self._log.redact):
             self._ledger.report(run_id, kind, body)
             self._outbox.wake(run_id)
@@ -475,7 +526,9 @@ class Dispatcher:
             settings=self._settings(route),
         )
 
-    def _ended(self, run_id: str, route: str, outcome: Outcome, began: float) -> None:
+    def ended(self, run_id: str, route: str, outcome: Outcome, began: float) -> Outcome:
+        """Notes how a run ended."""
+        outcome = self._stopped(outcome)
         self._metrics.count("port_webhook_runs_total", ("route", route), ("status", outcome.status))
         self._log(
             "run ended",
@@ -485,6 +538,7 @@ class Dispatcher:
             error_type=outcome.error_type or None,
             seconds=round(time.monotonic() - began, 3),
         )
+        return outcome
 
 
 def _undecrypted(error: DecryptionError) -> Outcome:

@@ -24,7 +24,7 @@ HANDED_OVER: Final = "HANDED_OVER"
 STATUSES: Final = ("SUCCESS", "FAILURE", HANDED_OVER)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """How a run in a child ended.
 

@@ -12,12 +12,13 @@ SERVER_LIBRARIES: Final = (
     "cryptography.hazmat.primitives.ciphers.aead",
     "fastjsonschema",
     "httptools",
+    "orjson",
     "psutil",
     "requests",
     "sqlite3",
     "uvloop",
 )
-CHILD_LIBRARIES: Final = ("dataclasses", "datetime", "inspect", "json", "queue", "socket")
+CHILD_LIBRARIES: Final = ("dataclasses", "datetime", "inspect", "json", "queue", "socket", "orjson")
 PROXY_VARIABLES: Final = (
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
 )  # fmt: skip
@@ -29,7 +30,11 @@ _BOOT: Final = """\
 import importlib, sys
 _, bundle, cache, libraries, module = sys.argv[:5]
 for library in libraries.split(","):
-    importlib.import_module(library)
+    try:
+        importlib.import_module(library)
+    except ImportError:
+        # Who needs it says so.
+        pass
 sys.pycache_prefix = cache
 sys.path.insert(0, bundle)
 del sys.argv[2:5]

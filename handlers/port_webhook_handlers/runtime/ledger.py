@@ -2,8 +2,9 @@
 
 Everything goes through one thread with one connection. It commits in groups, so that many claims share one
 `fdatasync`; a caller gets its result only after the commit. What is asked within one turn of the event loop is
-handed over together, and equal statements of a group are one statement: each statement lets go of the
-interpreter, and to get it back while the event loop is busy costs far more than the statement. Bodies, answers and reports are encrypted at rest.
+handed over together. The claims of a group are one statement, and so are its answers; a group of nothing else is
+its own transaction. Each statement lets go of the interpreter, and to get it back while the event loop is busy costs
+far more than the statement. Bodies, answers and reports are encrypted at rest.
 Several server processes may use one ledger at a time, as during an exchange of servers: whatever must happen
 once is a conditional statement.
 """
@@ -22,10 +23,10 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.runtime.claims import Answer, Claim, LedgerError, Report
@@ -35,10 +36,14 @@ T = TypeVar("T")
 _GROUP_ROWS: Final = 256
 _GROUP_SECONDS: Final = 0.002
 _BULK_ROWS: Final = 64
+_CHECKPOINT_ROWS: Final = 4_000
 _NONCE_BYTES: Final = 12
 _KEY_CHECK: Final = "key"
 
-# Rows lie in the order of their arrival: by run id, which is random, every claim would write a page of its own.
+# Rows lie in the order of their arrival: by run id, which is random, every claim would write a page of its own. A
+# synchronous run is in no index but that of run ids, because each one costs as much as the row; what must be looked
+# for among them is found through their owners, or where arrival puts it. SQLite takes the index of the others only for
+# queries that repeat its condition word for word.
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS runs (
   run_id TEXT NOT NULL PRIMARY KEY,
@@ -56,8 +61,10 @@ CREATE TABLE IF NOT EXISTS runs (
   accepted_at REAL NOT NULL,
   updated_at REAL NOT NULL
 );
-CREATE INDEX IF NOT EXISTS runs_open ON runs(state, accepted_at) WHERE state != 'done';
-CREATE INDEX IF NOT EXISTS runs_done ON runs(updated_at) WHERE state = 'done';
+CREATE INDEX IF NOT EXISTS runs_waiting ON runs(state, accepted_at) WHERE mode = 'async' AND state != 'done';
+DROP INDEX IF EXISTS runs_open;
+DROP INDEX IF EXISTS runs_done;
+CREATE TABLE IF NOT EXISTS owners (name TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS reports (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
   run_id TEXT NOT NULL,
@@ -127,10 +134,53 @@ class _Operation:
     run: Callable[[sqlite3.Connection], Any]
     then: Then | None
     single: bool
-    bulk: str = ""
-    row: tuple[Any, ...] = ()
     result: Any = None
     error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A claim; its result is None, or the row of the run that has the place."""
+
+    row: tuple[Any, ...]
+    then: Then
+    result: Any = None
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step of an asynchronous run: its start, its end or its last report."""
+
+    run_id: str
+    then: Then
+    final: bytes = b""
+    result: Any = None
+
+
+class _Group:
+    """What is committed together."""
+
+    __slots__ = ("answers", "claims", "count", "ends", "error", "others", "reported", "starts")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.claims: list[_Claim] = []
+        self.answers: list[tuple[tuple[Any, ...], Callable[[BaseException | None], None]]] = []
+        self.others: list[_Operation] = []
+        self.starts: list[_Step] = []
+        self.ends: list[_Step] = []
+        self.reported: list[_Step] = []
+        self.error: LedgerError | None = None
+
+    def add(self, following: _Group) -> None:
+        """Takes in what was asked later."""
+        self.count += following.count
+        self.claims += following.claims
+        self.answers += following.answers
+        self.others += following.others
+        self.starts += following.starts
+        self.ends += following.ends
+        self.reported += following.reported
 
 
 class Ledger:
@@ -148,8 +198,15 @@ class Ledger:
         self._path = path
         self._sealer = _Sealer(key)
         self._clock = clock
-        self._queue: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
-        self._submitted: list[_Operation] = []
+        self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
+        self._submitted = _Group()
+        # Claims of one mode that were the first look all alike.
+        self._new = {
+            mode: Claim(True, True, state, who, None, 0) for mode, (state, who) in self._states().items()
+        }
+        self._answers_from = 0
+        self._checkpointer: threading.Thread | None = None
+        self._unchecked = 0
         self._commits = 0
         self._rows = 0
         self._thread: threading.Thread | None = None
@@ -173,9 +230,10 @@ class Ledger:
             connection.execute("PRAGMA journal_mode=WAL")
             # In WAL mode FULL is what makes a commit survive a loss of power, not just of the process.
             connection.execute("PRAGMA synchronous=FULL")
-            # Pages that change again and again are copied less often.
-            connection.execute("PRAGMA wal_autocheckpoint=4000")
+            # Another thread does it: nobody's claim should wait for it.
+            connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.executescript(_SCHEMA)
+            connection.execute("INSERT OR IGNORE INTO owners(name) VALUES(?)", (self.owner,))
             self._check_key(connection)
         except (OSError, sqlite3.Error) as error:
             if connection is not None:
@@ -222,74 +280,76 @@ class Ledger:
         Raises:
             LedgerError: nothing was stored.
         """
+        if failure is None and refusal is None and mode != "probe":
+            claimed: asyncio.Future[Claim] = self._future()
+
+            def taken(claim: Claim | None, error: LedgerError | None) -> None:
+                if claimed.done():
+                    return
+                if claim is None:
+                    claimed.set_exception(error or LedgerError("nothing was stored"))
+                else:
+                    claimed.set_result(claim)
+
+            self.claim_soon(run_id, route, mode, body_hash, payload, taken)
+            return await claimed
         now = self._clock()
-        state = {"sync": "running", "probe": "done"}.get(mode, "queued")
-        owner: str | None = self.owner if mode == "sync" else None
-        sealed: bytes | None = self._sealer.seal(run_id, payload) if mode == "async" else None
-        answer: bytes | None = None
-        if refusal is not None:
-            state, owner, sealed = "reporting" if failure else "done", self.owner, None
-            answer = self._seal_json(run_id, [refusal.status, refusal.body])
-        row = (run_id, route, mode, self._sealer.mark(body_hash), state, owner, sealed, answer, now, now)
+        state, owner = ("reporting" if failure else "done"), None if refusal is None else self.owner
+        answer = None if refusal is None else self._seal_json(run_id, [refusal.status, refusal.body])
+        row = (run_id, route, mode, self._sealer.mark(body_hash), state, owner, None, answer, now, now)
         report = None if failure is None else self._seal_json(run_id, failure)
 
         def operation(connection: sqlite3.Connection) -> Any:
-            new = connection.execute(_bulk("claim", 1), row).rowcount == 1
-            if new and mode != "probe":
-                if report is not None:
-                    connection.execute(
-                        "INSERT INTO reports(run_id, kind, body) VALUES(?,'final',?)", (run_id, report)
-                    )
-                return None
-            if new:
+            new = connection.execute(_claim_once(), row).rowcount == 1
+            if new and report is not None:
+                connection.execute(
+                    "INSERT INTO reports(run_id, kind, body) VALUES(?,'final',?)", (run_id, report)
+                )
+            elif new and mode == "probe":
                 # The probe's whole work: a second execution would be seen.
                 connection.execute("UPDATE runs SET executions = executions + 1 WHERE run_id = ?", (run_id,))
             return new, *connection.execute(_LOOKUP, (run_id,)).fetchone()
 
-        if report is not None or mode == "probe":
-            found = await self._submit(operation, single=False)
-        else:
-            found = await self._submit(operation, bulk="claim", row=row)
-        if found is None:
-            return Claim(True, True, state, owner, refusal, 0)
+        found = await self._submit(operation, single=False)
         return self._claim(run_id, route, body_hash, *found)
 
     def claim_soon(
         self,
         run_id: str,
         route: str,
+        mode: str,
         body_hash: bytes,
+        payload: bytes,
         then: Callable[[Claim | None, LedgerError | None], None],
     ) -> None:
-        """As `claim` of a synchronous run, without a coroutine.
+        """As `claim` of a run that is to be executed, without a coroutine.
 
         Args:
-            run_id, route, body_hash: as in `claim`.
+            run_id, route, body_hash, payload: as in `claim`.
+            mode: `async` or `sync`.
             then: called with the claim when it is on disk, or with the error; must not raise.
         """
+        if self._closed:
+            then(None, LedgerError("the ledger is closed"))
+            return
         now = self._clock()
-        row = (
-            *(run_id, route, "sync", self._sealer.mark(body_hash), "running"),
-            *(self.owner, None, None, now, now),
-        )
-
-        def operation(connection: sqlite3.Connection) -> Any:
-            if connection.execute(_bulk("claim", 1), row).rowcount == 1:
-                return None
-            return False, *connection.execute(_LOOKUP, (run_id,)).fetchone()
+        new = self._new[mode]
+        sealed = self._sealer.seal(run_id, payload) if mode == "async" else None
+        mark = self._sealer.mark(body_hash)
 
         def claimed(found: Any, error: BaseException | None) -> None:
             if error is not None:
                 then(None, _ledger_error(error))
             elif found is None:
-                then(Claim(True, True, "running", self.owner, None, 0), None)
+                then(new, None)
             else:
-                then(self._claim(run_id, route, body_hash, *found), None)
+                then(self._claim(run_id, route, body_hash, False, *found), None)
 
-        if self._closed:
-            then(None, LedgerError("the ledger is closed"))
-        else:
-            self._put(_Operation(operation, claimed, True, "claim", row))
+        row = (run_id, route, mode, mark, new.state, new.owner, sealed, None, now, now)
+        self._group().claims.append(_Claim(row, claimed))
+
+    def _states(self) -> dict[str, tuple[str, str | None]]:
+        return {"sync": ("running", self.owner), "async": ("queued", None)}
 
     async def claim_many(self, claims: Sequence[tuple[str, str, bytes, bytes]]) -> list[bool]:
         """Claims many asynchronous runs at once, which costs a fraction of as many single claims.
@@ -313,8 +373,12 @@ class Ledger:
         ]
 
         def operation(connection: sqlite3.Connection) -> list[bool]:
-            insert = _bulk("claim", 1)
-            return [connection.execute(insert, row).rowcount == 1 for row in rows]
+            try:
+                _insert_claims(connection, rows)
+            except sqlite3.IntegrityError:
+                # There is a repeat among them; one by one it is seen which.
+                return [connection.execute(_claim_once(), row).rowcount == 1 for row in rows]
+            return [True] * len(rows)
 
         return await self._submit(operation, single=False)
 
@@ -331,8 +395,18 @@ class Ledger:
 
     async def answer(self, run_id: str, answer: Answer) -> None:
         """Ends a synchronous run with its answer."""
-        row = self._answer_row(run_id, answer.status, compact(answer.body).encode())
-        await self._submit(lambda c: c.execute(_bulk("answer", 1), row).rowcount, bulk="answer", row=row)
+        answered: asyncio.Future[None] = self._future()
+
+        def then(error: LedgerError | None) -> None:
+            if answered.done():
+                return
+            if error is not None:
+                answered.set_exception(error)
+            else:
+                answered.set_result(None)
+
+        self.answer_soon(run_id, answer.status, compact(answer.body).encode(), then)
+        await answered
 
     def answer_soon(
         self, run_id: str, status: int, text: bytes, then: Callable[[LedgerError | None], None]
@@ -348,19 +422,10 @@ class Ledger:
         if self._closed:
             then(LedgerError("the ledger is closed"))
             return
-        row = self._answer_row(run_id, status, text)
-        self._put(
-            _Operation(
-                lambda c: c.execute(_bulk("answer", 1), row).rowcount,
-                lambda _, error: then(None if error is None else _ledger_error(error)),
-                True,
-                "answer",
-                row,
-            )
+        row = (run_id, self._sealer.seal(run_id, b"[%d,%b]" % (status, text)), self._clock())
+        self._group().answers.append(
+            (row, lambda error: then(None if error is None else _ledger_error(error)))
         )
-
-    def _answer_row(self, run_id: str, status: int, text: bytes) -> tuple[Any, ...]:
-        return run_id, self._sealer.seal(run_id, b"[%d,%b]" % (status, text)), self._clock()
 
     # Execution
 
@@ -368,20 +433,15 @@ class Ledger:
         """Run id and route of accepted runs that may start now, the oldest first."""
         return await self._submit(
             lambda c: c.execute(
-                "SELECT run_id, route FROM runs WHERE state='queued' AND not_before<=? ORDER BY accepted_at LIMIT ?",
+                "SELECT run_id, route FROM runs WHERE mode='async' AND state!='done' AND state='queued'"
+                " AND not_before<=? ORDER BY accepted_at LIMIT ?",
                 (self._clock(), limit),
             ).fetchall()
         )
 
     async def start(self, run_id: str) -> StartedRun | None:
         """Marks a run as running; None if it is not waiting any more. On disk before it returns."""
-        row = await self._submit(
-            lambda c: c.execute(
-                "UPDATE runs SET state='running', owner=?, attempt=attempt+1, updated_at=?"
-                " WHERE run_id=? AND state='queued' RETURNING route, payload, attempt",
-                (self.owner, self._clock(), run_id),
-            ).fetchone()
-        )
+        row = await self._step("starts", run_id)
         if row is None:
             return None
         route, payload, attempt = row
@@ -439,21 +499,24 @@ class Ledger:
         Returns:
             False if it had ended before.
         """
-        sealed = self._seal_json(run_id, failure_or_success)
+        return bool(await self._step("ends", run_id, self._seal_json(run_id, failure_or_success)))
 
-        def operation(connection: sqlite3.Connection) -> bool:
-            changed = connection.execute(
-                "UPDATE runs SET state='reporting', owner=?, payload=NULL, updated_at=?"
-                " WHERE run_id=? AND state IN ('queued', 'running')",
-                (self.owner, self._clock(), run_id),
-            ).rowcount
-            if changed:
-                connection.execute(
-                    "INSERT INTO reports(run_id, kind, body) VALUES(?,'final',?)", (run_id, sealed)
-                )
-            return changed == 1
+    async def _step(
+        self, kind: Literal["starts", "ends", "reported"], run_id: str, final: bytes = b""
+    ) -> Any:
+        future = self._future()
 
-        return await self._submit(operation, single=False)
+        def then(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        steps: list[_Step] = getattr(self._group(), kind)
+        steps.append(_Step(run_id, then, final))
+        return await future
 
     # Reports
 
@@ -502,21 +565,15 @@ class Ledger:
     async def close_run(self, run_id: str) -> None:
         """A reported run has ended: nothing is left to do for it."""
 
-        def operation(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM reports WHERE run_id=?", (run_id,))
-            connection.execute(
-                "UPDATE runs SET state='done', owner=NULL, updated_at=? WHERE run_id=? AND state='reporting'",
-                (self._clock(), run_id),
-            )
-
-        await self._submit(operation, single=False)
+        await self._step("reported", run_id)
 
     async def unreported(self) -> list[str]:
         """Runs of this process, or of none, that have something to report; ended ones become this process's."""
 
         def operation(connection: sqlite3.Connection) -> list[str]:
             connection.execute(
-                "UPDATE runs SET owner=? WHERE state='reporting' AND owner IS NULL", (self.owner,)
+                "UPDATE runs SET owner=? WHERE mode='async' AND state!='done' AND state='reporting' AND owner IS NULL",
+                (self.owner,),
             )
             rows = connection.execute(
                 "SELECT run_id, min(r.seq) FROM reports r JOIN runs USING(run_id)"
@@ -537,16 +594,12 @@ class Ledger:
         """
 
         def operation(connection: sqlite3.Connection) -> list[OpenRun]:
-            owners = [
-                owner
-                for (owner,) in connection.execute(
-                    "SELECT DISTINCT owner FROM runs WHERE state IN ('running','reporting') AND owner IS NOT NULL"
-                )
-                if owner != self.owner and not is_alive(owner)
-            ]
             found: list[OpenRun] = []
-            for owner in owners:
-                found += [
+            for (owner,) in connection.execute("SELECT name FROM owners").fetchall():
+                if owner == self.owner or is_alive(owner):
+                    continue
+                # Reads the whole table, until nothing of that process is left.
+                runs = [
                     OpenRun(*row)
                     for row in connection.execute(
                         "SELECT run_id, route, mode, state, attempt, owner, accepted_at FROM runs"
@@ -554,6 +607,9 @@ class Ledger:
                         (owner,),
                     )
                 ]
+                found += runs
+                if not runs:
+                    connection.execute("DELETE FROM owners WHERE name=?", (owner,))
             return found
 
         return await self._submit(operation)
@@ -575,7 +631,8 @@ class Ledger:
         await self._submit(
             lambda c: (
                 c.execute(
-                    "UPDATE runs SET owner=NULL WHERE owner=? AND state='reporting'", (self.owner,)
+                    "UPDATE runs SET owner=NULL WHERE mode='async' AND state!='done' AND state='reporting' AND owner=?",
+                    (self.owner,),
                 ).rowcount
             )
         )
@@ -589,7 +646,9 @@ class Ledger:
     async def waiting(self) -> int:
         """How many accepted runs have not started."""
         row = await self._submit(
-            lambda c: c.execute("SELECT count(*) FROM runs WHERE state='queued'").fetchone()
+            lambda c: c.execute(
+                "SELECT count(*) FROM runs WHERE mode='async' AND state!='done' AND state='queued'"
+            ).fetchone()
         )
         return int(row[0])
 
@@ -597,7 +656,8 @@ class Ledger:
         """Runs accepted before a time (seconds since the epoch) that Port still has not heard the end of."""
         rows = await self._submit(
             lambda c: c.execute(
-                "SELECT run_id FROM runs WHERE state='reporting' AND accepted_at<?", (before,)
+                "SELECT run_id FROM runs WHERE mode='async' AND state!='done' AND state='reporting' AND accepted_at<?",
+                (before,),
             ).fetchall()
         )
         return [run_id for (run_id,) in rows]
@@ -606,16 +666,27 @@ class Ledger:
         """Removes answers of synchronous runs, and whole claims, that ended before the given times."""
 
         def operation(connection: sqlite3.Connection) -> None:
+            # Rows lie in the order of their arrival, so the old ones are at the beginning.
+            first = self._answers_from
+            last = _first_since(connection, answers_before, first)
             connection.execute(
-                "UPDATE runs SET answer=NULL WHERE state='done' AND mode='sync' AND answer IS NOT NULL"
-                " AND updated_at<?",
-                (answers_before,),
+                "UPDATE runs SET answer=NULL WHERE rowid>=? AND rowid<? AND mode='sync' AND state='done'"
+                " AND answer IS NOT NULL AND updated_at<?",
+                (first, last, answers_before),
             )
+            (kept,) = connection.execute(
+                "SELECT min(rowid) FROM runs WHERE rowid>=? AND rowid<? AND mode='sync'"
+                " AND (state!='done' OR answer IS NOT NULL)",
+                (first, last),
+            ).fetchone()
+            self._answers_from = last if kept is None else kept
+            limits = (_first_since(connection, claims_before, 0), claims_before)
             connection.execute(
-                "DELETE FROM reports WHERE run_id IN (SELECT run_id FROM runs WHERE state='done' AND updated_at<?)",
-                (claims_before,),
+                "DELETE FROM reports WHERE run_id IN"
+                " (SELECT run_id FROM runs WHERE rowid<? AND state='done' AND updated_at<?)",
+                limits,
             )
-            connection.execute("DELETE FROM runs WHERE state='done' AND updated_at<?", (claims_before,))
+            connection.execute("DELETE FROM runs WHERE rowid<? AND state='done' AND updated_at<?", limits)
 
         await self._submit(operation, single=False)
 
@@ -624,10 +695,12 @@ class Ledger:
 
         def operation(connection: sqlite3.Connection) -> Any:
             states = connection.execute(
-                "SELECT state, count(*) FROM runs WHERE state!='done' GROUP BY state"
+                "SELECT state, count(*) FROM runs WHERE mode='async' AND state!='done' GROUP BY state"
             ).fetchall()
             reports = connection.execute("SELECT count(*) FROM reports").fetchone()[0]
-            oldest = connection.execute("SELECT min(accepted_at) FROM runs WHERE state!='done'").fetchone()[0]
+            oldest = connection.execute(
+                "SELECT min(accepted_at) FROM runs WHERE mode='async' AND state!='done'"
+            ).fetchone()[0]
             return states, reports, oldest
 
         states, reports, oldest = await self._submit(operation)
@@ -681,17 +754,13 @@ class Ledger:
     def _open_json(self, run_id: str, sealed: bytes) -> Any:
         return json.loads(self._sealer.open(run_id, sealed))
 
-    async def _submit(
-        self,
-        run: Callable[[sqlite3.Connection], T],
-        *,
-        single: bool = True,
-        bulk: str = "",
-        row: tuple[Any, ...] = (),
-    ) -> T:
+    def _future(self) -> asyncio.Future[Any]:
         if self._closed or self._loop is None:
             raise LedgerError("the ledger is closed")
-        future: asyncio.Future[T] = self._loop.create_future()
+        return self._loop.create_future()
+
+    async def _submit(self, run: Callable[[sqlite3.Connection], T], *, single: bool = True) -> T:
+        future: asyncio.Future[T] = self._future()
 
         def then(result: T, error: BaseException | None) -> None:
             if future.done():
@@ -701,55 +770,86 @@ class Ledger:
             else:
                 future.set_result(result)
 
-        self._put(_Operation(run, then, single, bulk, row))
+        self._put(_Operation(run, then, single))
         return await future
 
     def _put(self, operation: _Operation) -> None:
-        if not self._submitted and self._loop is not None:
+        self._group().others.append(operation)
+
+    def _group(self) -> _Group:
+        """The group for one thing more."""
+        group = self._submitted
+        if not group.count and self._loop is not None:
             self._loop.call_soon(self._gather, 0, self._loop.time() + _GROUP_SECONDS)
-        self._submitted.append(operation)
+        group.count += 1
+        return group
 
     def _gather(self, seen: int, until: float) -> None:
         """Waits for more as long as each turn of the event loop brings some."""
-        count = len(self._submitted)
+        count = self._submitted.count
         if self._loop is not None and seen < count < _GROUP_ROWS and self._loop.time() < until:
             self._loop.call_soon(self._gather, count, until)
         else:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        if self._submitted:
-            submitted, self._submitted = self._submitted, []
+        if self._submitted.count:
+            submitted, self._submitted = self._submitted, _Group()
             self._queue.put(submitted)
 
     def _work(self, connection: sqlite3.Connection) -> None:
         running = True
         while running and (group := self._queue.get()) is not None:
             try:
-                while len(group) < _GROUP_ROWS:
+                while group.count < _GROUP_ROWS:
                     following = self._queue.get_nowait()
                     if following is None:
                         running = False
                         break
-                    group += following
+                    group.add(following)
             except queue.Empty:
                 pass
             try:
-                _execute(connection, group)
+                _execute(connection, group, self.owner, self._clock())
                 self._commits += 1
-                self._rows += len(group)
+                self._checkpoint(connection, group.count)
+                self._rows += group.count
             except sqlite3.Error as error:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                for operation in group:
-                    operation.error = LedgerError(f"nothing was stored: {error}")
+                group.error = LedgerError(f"nothing was stored: {error}")
             self._deliver(group)
+        if self._checkpointer is not None:
+            self._checkpointer.join()
         try:
             connection.close()
         except sqlite3.Error:
             pass
 
-    def _deliver(self, group: list[_Operation]) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection, rows: int) -> None:
+        """Lets the log be copied into the database once it is long, and starts it anew once that has happened."""
+        self._unchecked += rows
+        if self._checkpointer is not None and not self._checkpointer.is_alive():
+            self._checkpointer = None
+            # The little that came meanwhile; from its beginning, the log need not grow.
+            connection.execute("PRAGMA wal_checkpoint(RESTART)")
+        elif self._checkpointer is None and self._unchecked >= _CHECKPOINT_ROWS:
+            self._unchecked = 0
+            self._checkpointer = threading.Thread(target=self._copy, name="ledger-copy", daemon=True)
+            self._checkpointer.start()
+
+    def _copy(self) -> None:
+        try:
+            connection = sqlite3.connect(self._path, isolation_level=None, timeout=5)
+            try:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            finally:
+                connection.close()
+        except sqlite3.Error:
+            # The log is longer then, that is all; a full disk is met by the next commit as well.
+            pass
+
+    def _deliver(self, group: _Group) -> None:
         assert self._loop is not None  # noqa: S101
         try:
             self._loop.call_soon_threadsafe(_resolve, group)
@@ -761,53 +861,151 @@ class Ledger:
 _LOOKUP: Final = "SELECT route, body_hash, state, owner, answer, executions FROM runs WHERE run_id=?"
 
 
-_BULK: Final = {
-    "claim": (
-        "INSERT INTO runs(run_id, route, mode, body_hash, state, owner, payload, answer, accepted_at, updated_at)"
-        " VALUES {} ON CONFLICT DO NOTHING",
-        "(?,?,?,?,?,?,?,?,?,?)",
-    ),
-    "answer": (
-        "UPDATE runs SET state='done', owner=NULL, answer=given.column2, updated_at=given.column3"
-        " FROM (VALUES {}) AS given WHERE run_id=given.column1",
-        "(?,?,?)",
-    ),
-}
+_CLAIM: Final = (
+    "INSERT INTO runs(run_id, route, mode, body_hash, state, owner, payload, answer, accepted_at, updated_at)"
+    " VALUES {} {}"
+)
+_ANSWER: Final = (
+    "UPDATE runs SET state='done', owner=NULL, answer=given.column2, updated_at=given.column3"
+    " FROM (VALUES {}) AS given WHERE run_id=given.column1"
+)
 
 
 @functools.cache
-def _bulk(name: str, rows: int) -> str:
-    statement, values = _BULK[name]
-    return statement.format(",".join([values] * rows))
+def _claims(rows: int) -> str:
+    return _CLAIM.format(",".join(["(?,?,?,?,?,?,?,?,?,?)"] * rows), "")
 
 
-def _execute_bulk(connection: sqlite3.Connection, name: str, rows: list[tuple[Any, ...]]) -> int:
-    """Executes one statement for many rows; returns how many it changed."""
-    changed = 0
-    while rows:
-        # Few different sizes, so that statements stay prepared.
-        size = min(_BULK_ROWS, 1 << (len(rows).bit_length() - 1))
-        chunk, rows = rows[:size], rows[size:]
-        changed += connection.execute(_bulk(name, size), tuple(itertools.chain.from_iterable(chunk))).rowcount
-    return changed
+@functools.cache
+def _claim_once() -> str:
+    return _CLAIM.format("(?,?,?,?,?,?,?,?,?,?)", "ON CONFLICT DO NOTHING")
 
 
-def _execute(connection: sqlite3.Connection, group: list[_Operation]) -> None:
+@functools.cache
+def _answers(rows: int) -> str:
+    return _ANSWER.format(",".join(["(?,?,?)"] * rows))
+
+
+def _in_bulk(
+    connection: sqlite3.Connection, statement: Callable[[int], str], rows: Sequence[tuple[Any, ...]]
+) -> None:
+    for start in range(0, len(rows), _BULK_ROWS):
+        chunk = rows[start : start + _BULK_ROWS]
+        connection.execute(statement(len(chunk)), tuple(itertools.chain.from_iterable(chunk)))
+
+
+def _insert_claims(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Claims many places.
+
+    Raises:
+        sqlite3.IntegrityError: one is taken; none of its statement was claimed, of other statements perhaps some.
+    """
+    _in_bulk(connection, _claims, rows)
+
+
+def _first_since(connection: sqlite3.Connection, since: float, start: int) -> int:
+    """The row, from `start` on, before which all rows arrived before a time."""
+    row = connection.execute(
+        "SELECT rowid FROM runs WHERE rowid>=? AND accepted_at>=? ORDER BY rowid LIMIT 1", (start, since)
+    ).fetchone()
+    if row is None:
+        row = connection.execute("SELECT coalesce(max(rowid), 0) + 1 FROM runs").fetchone()
+    return int(row[0])
+
+
+def _execute(connection: sqlite3.Connection, group: _Group, owner: str, now: float) -> None:
     """Executes and commits what was asked at the same time: claims, then the rest in order, then answers."""
-    claims = [operation for operation in group if operation.bulk == "claim"]
-    answers = [operation for operation in group if operation.bulk == "answer"]
+    claims, answers = group.claims, group.answers
+    if group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)):
+        # One statement is a transaction of its own.
+        try:
+            _in_bulk(connection, _claims, [claim.row for claim in claims])
+            _in_bulk(connection, _answers, [row for row, _ in answers])
+        except sqlite3.IntegrityError:
+            pass
+        else:
+            return
     connection.execute("BEGIN IMMEDIATE")
-    if claims and _execute_bulk(connection, "claim", [claim.row for claim in claims]) != len(claims):
-        # There is a repeat among them; one by one it is seen which.
-        connection.execute("ROLLBACK")
-        connection.execute("BEGIN IMMEDIATE")
-        for operation in claims:
-            _apply(connection, operation)
-    for operation in group:
-        if not operation.bulk:
-            _apply(connection, operation)
-    _execute_bulk(connection, "answer", [answer.row for answer in answers])
+    if claims:
+        _claim_all(connection, claims)
+    for operation in group.others:
+        _apply(connection, operation)
+    for start in range(0, len(group.starts), _BULK_ROWS):
+        _start(connection, owner, now, group.starts[start : start + _BULK_ROWS])
+    for start in range(0, len(group.ends), _BULK_ROWS):
+        _end(connection, owner, now, group.ends[start : start + _BULK_ROWS])
+    for start in range(0, len(group.reported), _BULK_ROWS):
+        _close(connection, now, group.reported[start : start + _BULK_ROWS])
+    _in_bulk(connection, _answers, [row for row, _ in answers])
     connection.execute("COMMIT")
+
+
+def _start(connection: sqlite3.Connection, owner: str, now: float, steps: Sequence[_Step]) -> None:
+    ids = [step.run_id for step in steps]
+    rows = connection.execute(
+        _among(
+            "UPDATE runs SET state='running', owner=?, attempt=attempt+1, updated_at=?"
+            " WHERE run_id IN ({}) AND state='queued' RETURNING run_id, route, payload, attempt",
+            len(ids),
+        ),
+        (owner, now, *ids),
+    ).fetchall()
+    started = {row[0]: row[1:] for row in rows}
+    for step in steps:
+        # Who asks twice gets it once.
+        step.result = started.pop(step.run_id, None)
+
+
+def _end(connection: sqlite3.Connection, owner: str, now: float, steps: Sequence[_Step]) -> None:
+    ids = [step.run_id for step in steps]
+    rows = connection.execute(
+        _among(
+            "UPDATE runs SET state='reporting', owner=?, payload=NULL, updated_at=?"
+            " WHERE run_id IN ({}) AND state IN ('queued', 'running') RETURNING run_id",
+            len(ids),
+        ),
+        (owner, now, *ids),
+    ).fetchall()
+    ended = {row[0] for row in rows}
+    finals: list[str | bytes] = []
+    for step in steps:
+        step.result = step.run_id in ended
+        if step.result:
+            ended.discard(step.run_id)
+            finals += (step.run_id, step.final)
+    if finals:
+        values = ",".join(["(?,'final',?)"] * (len(finals) // 2))
+        connection.execute(f"INSERT INTO reports(run_id, kind, body) VALUES {values}", finals)  # noqa: S608
+
+
+def _close(connection: sqlite3.Connection, now: float, steps: Sequence[_Step]) -> None:
+    ids = [step.run_id for step in steps]
+    connection.execute(_among("DELETE FROM reports WHERE run_id IN ({})", len(ids)), ids)
+    connection.execute(
+        _among(
+            "UPDATE runs SET state='done', owner=NULL, updated_at=? WHERE run_id IN ({}) AND state='reporting'",
+            len(ids),
+        ),
+        (now, *ids),
+    )
+
+
+@functools.cache
+def _among(statement: str, count: int) -> str:
+    return statement.format(",".join("?" * count))
+
+
+def _claim_all(connection: sqlite3.Connection, claims: Sequence[_Claim]) -> None:
+    connection.execute("SAVEPOINT claims")
+    try:
+        _insert_claims(connection, [claim.row for claim in claims])
+    except sqlite3.IntegrityError:
+        # There is a repeat among them; one by one it is seen which.
+        connection.execute("ROLLBACK TO claims")
+        for claim in claims:
+            if connection.execute(_claim_once(), claim.row).rowcount != 1:
+                claim.result = connection.execute(_LOOKUP, (claim.row[0],)).fetchone()
+    connection.execute("RELEASE claims")
 
 
 def _apply(connection: sqlite3.Connection, operation: _Operation) -> None:
@@ -828,17 +1026,28 @@ def _apply(connection: sqlite3.Connection, operation: _Operation) -> None:
             connection.execute("RELEASE operation")
 
 
-def _resolve(group: Iterable[_Operation]) -> None:
-    for operation in group:
+def _resolve(group: _Group) -> None:
+    error = group.error
+    for claim in group.claims:
+        _tell(claim.then, claim.result, error)
+    for _, then in group.answers:
+        _tell(then, error)
+    for step in (*group.starts, *group.ends, *group.reported):
+        _tell(step.then, step.result, error)
+    for operation in group.others:
         if operation.then is not None:
-            try:
-                operation.then(operation.result, operation.error)
-            except Exception:  # noqa: BLE001
-                # One that fails must not keep the rest of its group waiting; the loop logs it.
-                loop = asyncio.get_running_loop()
-                loop.call_exception_handler(
-                    {"message": "a result of the ledger was not taken", "exception": sys.exception()}
-                )
+            _tell(operation.then, operation.result, error or operation.error)
+
+
+def _tell(then: Callable[..., None], *result: Any) -> None:
+    try:
+        then(*result)
+    except Exception:  # noqa: BLE001
+        # One that fails must not keep the rest of its group waiting; the loop logs it.
+        loop = asyncio.get_running_loop()
+        loop.call_exception_handler(
+            {"message": "a result of the ledger was not taken", "exception": sys.exception()}
+        )
 
 
 def _ledger_error(error: BaseException) -> LedgerError:

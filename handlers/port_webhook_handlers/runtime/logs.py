@@ -64,10 +64,13 @@ class Log:
         second = int(time.time())
         if second != self._second:
             self._second, self._time = second, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
-        line: dict[str, Any] = {"time": self._time, "event": event}
-        for name, value in fields.items():
-            line[name] = self.redact(value)[:_MAX_TEXT] if isinstance(value, str) else value
-        text = _text(line) + "\n"
+        line: dict[str, Any] = {"time": self._time, "event": event, **fields}
+        text = _text(line)
+        if len(text) > _MAX_TEXT or self.redact.finds(text):
+            for name, value in fields.items():
+                line[name] = self.redact(value)[:_MAX_TEXT] if isinstance(value, str) else value
+            text = _text(line)
+        text += "\n"
         if self._loop is None or self._loop.is_closed():
             self._write(text.encode())
             return

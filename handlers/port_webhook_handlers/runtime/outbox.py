@@ -12,21 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from port_webhook_handlers.port.client import PortApiError, PortClient, PortError, quote
+from port_webhook_handlers.port.client import PortApiError, PortError, quote
 from port_webhook_handlers.runtime.claims import CurrentSecrets, LedgerError, Report, Reports
 from port_webhook_handlers.runtime.execution import HANDED_OVER
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.metrics import Metrics
+from port_webhook_handlers.runtime.port_calls import LoopCalls, PortCalls
 
-if TYPE_CHECKING:
-    from port_webhook_handlers.runtime.secret_file import ApiCredentials
-
-_CALLS_AT_ONCE: Final = 8
 _MAX_MESSAGE: Final = 16_000
 _MAX_SUMMARY: Final = 8_000
 _MAX_DELAY_SECONDS: Final = 60.0
@@ -47,6 +42,7 @@ class Outbox:
         base_url: address of Port's API, or a function that finds it.
         log, metrics: where deliveries are noted.
         first_delay: seconds before the second attempt; it doubles from there, up to a minute.
+        calls: how Port is called; by default on the event loop.
     """
 
     def __init__(
@@ -57,38 +53,30 @@ class Outbox:
         log: Log,
         metrics: Metrics,
         first_delay: float = 1.0,
+        calls: PortCalls | None = None,
     ) -> None:
         self._ledger = ledger
-        self._secrets = secrets
-        self._base_url = base_url
         self._log = log
         self._metrics = metrics
         self._first_delay = first_delay
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
-        self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="port")
-        self._cancelled = threading.Event()
-        self._client: PortClient | None = None
-        self._credentials: ApiCredentials | None = None
-        self._lock = threading.Lock()
+        self._calls: PortCalls = calls or LoopCalls(secrets, base_url)
         self._closed = False
 
-    def warm(self) -> None:
-        """Loads the HTTP client ahead, so that the first report need not wait for it."""
+    def wake(self, run_id: str, final: dict[str, Any] | None = None) -> None:
+        """A run has something to report.
 
-        def load() -> None:
-            import requests  # noqa: F401
-
-        self._threads.submit(load)
-
-    def wake(self, run_id: str) -> None:
-        """A run has something to report."""
+        Args:
+            run_id: Port's run id.
+            final: the run's only report, which is in the ledger as well.
+        """
         if self._closed:
             return
         if run_id in self._runs:
             self._again.add(run_id)
             return
-        task = asyncio.ensure_future(self._deliver(run_id))
+        task = asyncio.ensure_future(self._deliver(run_id, final))
         self._runs[run_id] = task
         task.add_done_callback(lambda _: self._ended(run_id))
 
@@ -123,15 +111,12 @@ class Outbox:
     async def close(self) -> None:
         """Stops delivering; what is left stays in the ledger."""
         self._closed = True
-        self._cancelled.set()
         tasks = list(self._runs.values())
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await asyncio.to_thread(self._threads.shutdown)
-        if self._client is not None:
-            self._client.close()
+        await self._calls.close()
 
     async def fail_now(self, run_id: str, summary: str) -> None:
         """Reports a failure past the ledger, once; never raises."""
@@ -148,15 +133,16 @@ class Outbox:
             self._again.discard(run_id)
             self.wake(run_id)
 
-    async def _deliver(self, run_id: str) -> None:
+    async def _deliver(self, run_id: str, final: dict[str, Any] | None) -> None:
         failures = alone = 0
         try:
-            while reports := await self._ledger.reports(run_id):
+            reports = await self._ledger.reports(run_id) if final is None else [Report(0, "final", final)]
+            while reports:
                 self._again.discard(run_id)
                 group = group_of(reports)
                 kind = group[0].kind
                 try:
-                    await self._send(run_id, group)
+                    await self._send(run_id, group, noted=final is None)
                 except PortError as error:
                     failures += 1
                     if failures >= _SUSPICIOUS_FAILURES and kind != "final" and await self._is_up(run_id):
@@ -175,13 +161,16 @@ class Outbox:
                     failures = alone = 0
                     self._metrics.count("port_webhook_reports_total", ("kind", kind), ("outcome", "taken"))
                     await self._taken(run_id, group)
+                    if kind == "final":
+                        return
+                reports = await self._ledger.reports(run_id)
         except LedgerError as error:
             # What is not marked as taken is found again by the next scan.
             self._log("reports not marked", run=run_id, error=str(error))
         except Exception as error:  # noqa: BLE001
             self._log.error("delivery failed", error, run=run_id)
 
-    async def _send(self, run_id: str, group: Sequence[Report]) -> None:
+    async def _send(self, run_id: str, group: Sequence[Report], *, noted: bool = True) -> None:
         kind, body = group[0].kind, group[0].body
         run = f"/v1/actions/runs/{quote(run_id)}"
         if kind == "log":
@@ -192,7 +181,8 @@ class Outbox:
         elif kind == "entity":
             await self._entity(run_id, body)
         else:
-            await self._call("PATCH", run, {"version": "v2"}, await self._final(run_id, body))
+            notes = await self._ledger.notes(run_id) if noted else []
+            await self._call("PATCH", run, {"version": "v2"}, _final(body, notes))
 
     async def _entity(self, run_id: str, write: Mapping[str, Any]) -> None:
         path = f"/v1/blueprints/{quote(str(write['blueprint']))}/entities"
@@ -212,23 +202,6 @@ class Outbox:
             if error.code != "run_exhausted":
                 raise
             await self._call("POST", path, params, body)
-
-    async def _final(self, run_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        notes = await self._ledger.notes(run_id)
-        summary = str(body.get("summary") or "")[:_MAX_SUMMARY]
-        if notes:
-            summary = "\n\n".join(
-                filter(None, [summary, "Not everything was reported:\n- " + "\n- ".join(notes)])
-            )
-        # Whoever goes on with the run sets its status.
-        final = (
-            {"statusLabel": "Handed over"} if body["status"] == HANDED_OVER else {"status": body["status"]}
-        )
-        if summary:
-            final["summary"] = summary
-        if body.get("link"):
-            final["link"] = body["link"]
-        return final
 
     async def _refused(self, run_id: str, group: Sequence[Report], error: PortError, alone: bool) -> bool:
         """Whether a report needs no further attempt; if so, it has been dealt with."""
@@ -300,32 +273,22 @@ class Outbox:
     async def _call(
         self, method: str, path: str, params: Mapping[str, str] | None, body: Any
     ) -> dict[str, Any]:
-        def call() -> dict[str, Any]:
-            # Within a call the client itself honours Retry-After and refreshes the token after a 401.
-            return self._port().request(method, path, params=params, json=body, attempts=2)
+        return await self._calls.call(method, path, params, body)
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    def _port(self) -> PortClient:
-        credentials = self._secrets.content.api
-        with self._lock:
-            if credentials is None:
-                raise PortError(
-                    "the secrets store holds no credentials of Port's API; set them and deploy again"
-                )
-            if self._client is None or credentials != self._credentials:
-                self._credentials = credentials
-                if self._client is not None:
-                    self._client.close()
-                self._client = PortClient(
-                    self._base_url,
-                    credentials.client_id,
-                    credentials.client_secret,
-                    backoff=min(0.5, self._first_delay),
-                    concurrency=_CALLS_AT_ONCE,
-                    cancelled=self._cancelled,
-                )
-            return self._client
+def _final(body: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    summary = str(body.get("summary") or "")[:_MAX_SUMMARY]
+    if notes:
+        summary = "\n\n".join(
+            filter(None, [summary, "Not everything was reported:\n- " + "\n- ".join(notes)])
+        )
+    # Whoever goes on with the run sets its status.
+    final = {"statusLabel": "Handed over"} if body["status"] == HANDED_OVER else {"status": body["status"]}
+    if summary:
+        final["summary"] = summary
+    if body.get("link"):
+        final["link"] = body["link"]
+    return final
 
 
 def group_of(reports: Sequence[Report]) -> list[Report]:

@@ -33,9 +33,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
-from port_webhook_handlers.port.compact_json import canonical, compact
+from port_webhook_handlers.port.compact_json import compact
+from port_webhook_handlers.port.json_codec import JsonCodec, StrictCodec
 from port_webhook_handlers.port.signature import VerificationError, verify, verify_official_agent
-from port_webhook_handlers.port.strict_json import StrictJsonError, strict_json
+from port_webhook_handlers.port.strict_json import StrictJsonError
 from port_webhook_handlers.runtime.claims import Answer, Claim, Claims, LedgerError, SigningSecrets
 from port_webhook_handlers.runtime.config import Limits
 from port_webhook_handlers.runtime.inputs import InputsValidator
@@ -68,7 +69,8 @@ _MESSAGES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+# Neither is frozen: that would triple what it costs to make one for each request.
+@dataclass(slots=True)
 class Response:
     """An answer: HTTP status, JSON text and further headers."""
 
@@ -121,7 +123,7 @@ class RefusedError(Exception):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Invocation:
     """A verified request for one run of a known route."""
 
@@ -141,10 +143,12 @@ class QuickLedger(Protocol):
         self,
         run_id: str,
         route: str,
+        mode: str,
         body_hash: bytes,
+        payload: bytes,
         then: Callable[[Claim | None, LedgerError | None], None],
     ) -> None:
-        """Claims a synchronous run; `then` gets the claim, on disk, or the error."""
+        """Claims a run; `then` gets the claim, on disk, or the error."""
 
 
 class QuickExecutor(Protocol):
@@ -185,6 +189,7 @@ class Receiver:
         clock: seconds since the epoch.
         eager: compile all validators of inputs now.
         quick: ledger and executor again, where they are in this process.
+        codec: how bodies are read.
 
     Raises:
         ValueError: a route's input schema is not one.
@@ -205,8 +210,10 @@ class Receiver:
         *,
         eager: bool = True,
         quick: tuple[QuickLedger, QuickExecutor] | None = None,
+        codec: JsonCodec | None = None,
     ) -> None:
         self._quick = quick
+        self._codec = codec or StrictCodec()
         self._digest = digest
         self._secrets = secrets
         self._ledger = ledger
@@ -241,7 +248,7 @@ class Receiver:
         return await self._counted(self._handle(method, path, headers, body), path)
 
     def serve(self, method: str, path: str, headers: Headers, body: bytes, respond: Respond) -> bool:
-        """As `handle`, for requests that need no coroutine: the synchronous runs of this process.
+        """As `handle`, for requests that need no coroutine: the runs of known routes.
 
         A task, its futures and the frames between them cost more than verification and claim together.
 
@@ -253,26 +260,38 @@ class Receiver:
             False if the request is none of those and `handle` must answer it.
         """
         route = self._by_path.get(path)
-        if self._quick is None or route is None or route.mode != "sync":
+        if self._quick is None or route is None:
             return False
         ledger, executor = self._quick
+        sync = route.mode == "sync"
         try:
             invocation = self._invocation(route, method, headers, body)
             refusal = self._refusal(invocation)
             if refusal is not None:
-                raise refusal
-            body_hash = _hash(invocation.body)
+                if sync:
+                    raise refusal
+                self._go_on(
+                    self._accept(invocation.run_id, route.name, invocation, refusal, False), path, respond
+                )
+                return True
+            body_hash = self._hash(invocation.body)
         except Exception as error:  # noqa: BLE001
             respond(self._failed(error, path))
             return True
+        run_id = invocation.run_id
 
         def claimed(claim: Claim | None, error: LedgerError | None) -> None:
-            if claim is not None and claim.new:
+            if claim is None or not claim.new:
+                answer = self._answer_to if sync else self._accepted_to
+                self._go_on(answer(claim, error, invocation, body_hash), path, respond)
+            elif sync:
                 self._begin(executor, invocation, path, respond)
             else:
-                self._go_on(self._answer_to(claim, error, invocation, body_hash), path, respond)
+                self._executor.accepted(run_id, route.name)
+                self._count(202, "")
+                respond(Response(202, _accepted(run_id)))
 
-        ledger.claim_soon(invocation.run_id, route.name, body_hash, claimed)
+        ledger.claim_soon(run_id, route.name, route.mode, body_hash, body, claimed)
         return True
 
     def _begin(self, executor: QuickExecutor, invocation: Invocation, path: str, respond: Respond) -> None:
@@ -327,6 +346,10 @@ class Receiver:
 
     def _count(self, status: int, reason: str) -> None:
         self._metrics.count("port_webhook_requests_total", ("status", str(status)), ("reason", reason))
+
+    def _hash(self, body: dict[str, Any]) -> bytes:
+        """Equal for bodies that differ only in blanks, escapes and the order of keys."""
+        return hashlib.sha256(self._codec.canonical(body)).digest()
 
     def too_large(self, path: str) -> Response:
         """The answer to a body above the limit."""
@@ -385,7 +408,7 @@ class Receiver:
                     continue
             except RefusedError:
                 continue
-            claims.append((invocation.run_id, route.name, _hash(body), raw))
+            claims.append((invocation.run_id, route.name, self._hash(body), raw))
             places.append(place)
         taken = [False] * len(messages)
         if claims:
@@ -439,8 +462,15 @@ class Receiver:
                 if timestamp is not None:
                     raise RefusedError(400, "duplicate_header", "The x-port-timestamp header is there twice.")
                 timestamp = value.decode("latin-1")
+        now = self._clock()
         try:
-            parsed = self._open(scheme, signature, timestamp, body)
+            try:
+                parsed = self._open(self._secrets.signing(now), scheme, signature, timestamp, body, now)
+            except VerificationError as error:
+                # Port may sign with a secret that was stored a moment ago.
+                if error.reason != "bad_signature" or not self._secrets.refresh():
+                    raise
+                parsed = self._open(self._secrets.signing(now), scheme, signature, timestamp, body, now)
         except VerificationError as error:
             status = 400 if error.reason in _BAD_REQUEST else 401
             raise RefusedError(
@@ -452,17 +482,7 @@ class Receiver:
             raise RefusedError(400, "not_an_object", "The body must be a JSON object.")
         return parsed
 
-    def _open(self, scheme: str, signature: str | None, timestamp: str | None, body: bytes) -> object:
-        now = self._clock()
-        try:
-            return self._open_with(self._secrets.signing(now), scheme, signature, timestamp, body, now)
-        except VerificationError as error:
-            # Port may sign with a secret that was stored a moment ago.
-            if error.reason != "bad_signature" or not self._secrets.refresh():
-                raise
-            return self._open_with(self._secrets.signing(now), scheme, signature, timestamp, body, now)
-
-    def _open_with(
+    def _open(
         self,
         secrets: Sequence[bytes],
         scheme: str,
@@ -483,7 +503,7 @@ class Receiver:
                 max_bytes=limits.max_body_bytes,
             )
         verify(secrets, signature, timestamp, body, now=now, tolerance=limits.tolerance_seconds)
-        return strict_json(body)
+        return self._codec.read(body)
 
     def _invocation(self, route: Route, method: str, headers: Headers, body: bytes) -> Invocation:
         parsed = self._verified(route.scheme, headers, body)
@@ -524,7 +544,7 @@ class Receiver:
         refusal: RefusedError | None,
         comes_again: bool,
     ) -> Response:
-        body_hash = _hash(invocation.body)
+        body_hash = self._hash(invocation.body)
         answer: Answer | None = None
         failure: dict[str, Any] | None = None
         if refusal is not None:
@@ -536,17 +556,22 @@ class Receiver:
             )
         except LedgerError as error:
             claim = await self._not_stored(run_id, route, body_hash, error, comes_again)
-        if not claim.same:
-            raise _reused()
-        if claim.new:
-            if refusal is None:
-                self._executor.accepted(run_id, route)
-            else:
-                self._executor.refused(run_id)
-                self._log("run refused", run=run_id, route=route, reason=refusal.reason)
-        if claim.answer is not None:
-            return Response(claim.answer.status, json_bytes(claim.answer.body))
-        return Response(202, b'{"accepted":true,"runId":"' + run_id.encode() + b'"}')
+        if claim.new and refusal is not None:
+            self._executor.refused(run_id)
+            self._log("run refused", run=run_id, route=route, reason=refusal.reason)
+        elif claim.new:
+            self._executor.accepted(run_id, route)
+        return _acceptance(run_id, claim)
+
+    async def _accepted_to(
+        self, claim: Claim | None, error: LedgerError | None, invocation: Invocation, body_hash: bytes
+    ) -> Response:
+        run_id = invocation.run_id
+        if error is not None or claim is None:
+            claim = await self._not_stored(
+                run_id, invocation.route.name, body_hash, error or LedgerError("no claim")
+            )
+        return _acceptance(run_id, claim)
 
     async def _not_stored(
         self, run_id: str, route: str, body_hash: bytes, error: LedgerError, comes_again: bool = False
@@ -564,7 +589,7 @@ class Receiver:
         raise RefusedError(503, "not_stored", "The run could not be stored and was not started.") from None
 
     async def _answer(self, invocation: Invocation) -> Response:
-        body_hash = _hash(invocation.body)
+        body_hash = self._hash(invocation.body)
         try:
             claim = await self._ledger.claim(
                 invocation.run_id, invocation.route.name, "sync", body_hash, invocation.raw
@@ -640,7 +665,7 @@ class Receiver:
         _check_action(parsed, VERIFICATION, required=True)
         run_id = _run_id(parsed, ENVELOPE_RUN_ID)
         try:
-            claim = await self._ledger.claim(run_id, VERIFICATION, "probe", _hash(parsed), body)
+            claim = await self._ledger.claim(run_id, VERIFICATION, "probe", self._hash(parsed), body)
         except LedgerError as error:
             self._log("not stored", run=run_id, route=VERIFICATION, error=str(error))
             raise RefusedError(503, "not_stored", "The ledger cannot be written.") from None
@@ -663,10 +688,10 @@ class Receiver:
         failure = {"status": "FAILURE", "summary": unknown.summary()}
         try:
             claim = await self._ledger.claim(
-                run_id, name, "async", _hash(parsed), body, refusal=answer, failure=failure
+                run_id, name, "async", self._hash(parsed), body, refusal=answer, failure=failure
             )
         except LedgerError as error:
-            claim = await self._not_stored(run_id, name, _hash(parsed), error)
+            claim = await self._not_stored(run_id, name, self._hash(parsed), error)
         if not claim.same:
             raise _reused()
         if claim.new:
@@ -693,6 +718,18 @@ def _run_id(body: dict[str, Any], path: tuple[str, ...]) -> str:
     return value
 
 
+def _acceptance(run_id: str, claim: Claim) -> Response:
+    if not claim.same:
+        raise _reused()
+    if claim.answer is not None:
+        return Response(claim.answer.status, json_bytes(claim.answer.body))
+    return Response(202, _accepted(run_id))
+
+
+def _accepted(run_id: str) -> bytes:
+    return b'{"accepted":true,"runId":"' + run_id.encode() + b'"}'
+
+
 def _wrong_method(allowed: str) -> RefusedError:
     message = f"This path is invoked with {allowed}."
     return RefusedError(405, "wrong_method", message, headers=((b"allow", allowed.encode()),))
@@ -702,11 +739,6 @@ def _reused() -> RefusedError:
     return RefusedError(
         409, "run_id_reused", "This run id was used with another request; nothing was started."
     )
-
-
-def _hash(body: dict[str, Any]) -> bytes:
-    """Equal for bodies that differ only in blanks, escapes and the order of keys."""
-    return hashlib.sha256(canonical(body).encode()).digest()
 
 
 def json_bytes(value: Any) -> bytes:

@@ -25,6 +25,13 @@ class Redactor:
         # The longest first, so that a secret which contains another is not left in part.
         ordered = sorted(forms, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        # What those look like within JSON in ASCII.
+        escaped = {json.dumps(form)[1:-1] for form in ordered}
+        self._escaped = re.compile("|".join(map(re.escape, escaped))) if escaped else None
+
+    def finds(self, text: str) -> bool:
+        """Whether JSON in ASCII may hold a secret."""
+        return self._escaped is not None and self._escaped.search(text) is not None
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""

@@ -75,6 +75,7 @@ class Server:
         Raises:
             StartError: bundle, secrets or ledger cannot be used.
         """
+        from port_webhook_handlers.port.json_codec import quick_codec
         from port_webhook_handlers.runtime.asgi import LOOPBACK
         from port_webhook_handlers.runtime.children import ChildPool
         from port_webhook_handlers.runtime.claims import LedgerError
@@ -126,6 +127,7 @@ class Server:
                 self._log,
                 self.metrics,
                 quick=(self.ledger, self.dispatcher),
+                codec=quick_codec(),
             )
             self.agent = (
                 None
@@ -334,7 +336,6 @@ async def _serve(connection: socket.socket) -> int:
     final = False
     if "serve" in order:
         server.pool.warm()
-        server.outbox.warm()
         # A repeat of an interrupted run must not find it as if it were still running.
         await server.dispatcher.recover()
         dispatching = asyncio.ensure_future(server.dispatcher.serve())

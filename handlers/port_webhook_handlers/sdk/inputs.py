@@ -161,24 +161,26 @@ class Form:
         """Keys of the inputs that arrive encrypted."""
         return tuple(item.key for item in self.inputs if item.encrypted)
 
+    @functools.cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(item.key for item in self.inputs)
+
     def convert(self, values: Mapping[str, Any], path: str = "inputs") -> dict[str, Any]:
         """Attributes of the inputs of a request; those it leaves out are not among them.
 
         Raises:
             InputError: an input is missing, unknown or of another type.
         """
-        known = {item.key for item in self.inputs}
         for key in values:
-            if key not in known:
+            if key not in self._keys:
                 raise InputError(f"{path}.{key}", "is not an input of this action")
         attributes: dict[str, Any] = {}
         for item in self.inputs:
             value = values.get(item.key)
-            where = f"{path}.{item.key}"
             if value is not None:
-                attributes[item.attribute] = item.kind.convert(value, where)
+                attributes[item.attribute] = item.kind.convert(value, f"{path}.{item.key}")
             elif item.required:
-                raise InputError(where, "is missing")
+                raise InputError(f"{path}.{item.key}", "is missing")
             elif item.optional and item.key in values:
                 attributes[item.attribute] = None
         return attributes

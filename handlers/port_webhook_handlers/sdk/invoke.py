@@ -28,6 +28,11 @@ from port_webhook_handlers.sdk.results import Failure, HandedOver, Result, Succe
 from port_webhook_handlers.sdk.run import Message, Run, Send, check_size, shortened
 from port_webhook_handlers.sdk.values import to_json
 
+_RESULTS = (Success, Failure, HandedOver)
+_NO_SECRETS = Redactor(())
+# Those that ran in this process before.
+_handlers: dict[str, Handler] = {}
+
 _STATUS = {Success: "SUCCESS", Failure: "FAILURE", HandedOver: "HANDED_OVER"}
 
 
@@ -41,10 +46,10 @@ def run_request(request: Mapping[str, Any], send: Send) -> None:
         request: as above; inputs that arrived encrypted are plain here.
         send: takes one message; may be called from several threads, one at a time.
     """
-    redactor = Redactor(_secret_texts(request.get("secrets")))
     try:
-        handler = _find(request["handler"])
+        handler = _handlers.get(request["handler"]) or _find(request["handler"])
     except Exception as error:  # noqa: BLE001 - a handler's module may raise anything
+        redactor = Redactor(_secret_texts(request.get("secrets")))
         _log_traceback(redactor)
         send({"result": redactor.json(_failure(error, f"cannot load {request.get('handler')}: "))})
         return
@@ -54,9 +59,11 @@ def run_request(request: Mapping[str, Any], send: Send) -> None:
 def run_handler(handler: Handler, request: Mapping[str, Any], send: Send) -> None:
     """Runs a handler that is imported already; otherwise as `run_request`."""
     inputs = request.get("inputs") or {}
-    hidden = [inputs.get(key) for key in handler.form.encrypted if isinstance(inputs, Mapping)]
     secrets = request.get("secrets") or {}
-    redactor = Redactor([*_secret_texts(secrets), *(text for text in hidden if isinstance(text, str))])
+    redactor = _NO_SECRETS
+    if secrets or handler.form.encrypted:
+        hidden = [inputs.get(key) for key in handler.form.encrypted if isinstance(inputs, Mapping)]
+        redactor = Redactor([*_secret_texts(secrets), *(text for text in hidden if isinstance(text, str))])
     try:
         run = Run(
             request["run"],
@@ -84,7 +91,7 @@ def _find(target: str) -> Handler:
     found: Any = importlib.import_module(module_name)
     for name in path.split("."):
         found = getattr(found, name)
-    return handler_of(found)
+    return _handlers.setdefault(target, handler_of(found))
 
 
 def _call(handler: Handler, inputs: Mapping[str, Any], run: Run) -> Result | None:
@@ -96,14 +103,14 @@ def _call(handler: Handler, inputs: Mapping[str, Any], run: Run) -> Result | Non
         else:
             arguments[name] = run
     result = handler.function(**arguments)
-    if inspect.isawaitable(result):
+    if result is not None and not isinstance(result, _RESULTS) and inspect.isawaitable(result):
         import asyncio
 
         async def wait() -> Any:
             return await result
 
         result = asyncio.run(wait())
-    if result is not None and not isinstance(result, Success | Failure | HandedOver):
+    if result is not None and not isinstance(result, _RESULTS):
         raise TypeError(
             f"the handler returned {type(result).__name__}; return Success(…), Failure(…), HandedOver(…) or None"
         )

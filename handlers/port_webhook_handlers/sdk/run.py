@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from port_webhook_handlers.port.compact_json import compact
+from port_webhook_handlers.port.json_codec import lines_codec
 from port_webhook_handlers.sdk.errors import UndeclaredSecretError
 from port_webhook_handlers.sdk.redaction import Redactor
 from port_webhook_handlers.sdk.values import Entity, to_json
+
+_, _written = lines_codec()
 
 Message = dict[str, Any]
 Send = Callable[[Message], None]
@@ -288,7 +290,7 @@ def check_size(value: object, what: str) -> None:
     Raises:
         ValueError: it is larger than one MiB.
     """
-    size = 0 if value is None else len(compact(value))
+    size = 0 if value is None else len(_written(value))
     if size > _LARGEST_JSON:
         raise ValueError(f"{what} has {size} bytes; Port takes one MiB at most")
 

@@ -13,11 +13,11 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from port_webhook_handlers.agent import gitlab
 from port_webhook_handlers.agent.core import RetryLaterError
 from port_webhook_handlers.agent.destinations import AllowList, DestinationError
-from port_webhook_handlers.agent.http_client import HttpClient, Reply, SendError
 from port_webhook_handlers.agent.mapping import MappingError, Rule, decrypted
 from port_webhook_handlers.agent.messages import Message
 from port_webhook_handlers.agent.reports import NOTHING, Outcome
 from port_webhook_handlers.port.client import requested_delay
+from port_webhook_handlers.port.http_client import HttpClient, Reply, SendError
 from port_webhook_handlers.port.signature import sign
 
 RUN_ID_HEADER: Final = "x-port-run-id"

@@ -21,8 +21,8 @@ from port_webhook_handlers.agent.messages import (
     from_run,
 )
 from port_webhook_handlers.agent.metrics import AgentMetrics
-from port_webhook_handlers.agent.port_api import PortApi, is_passing, retry_after
 from port_webhook_handlers.agent.reports import delay
+from port_webhook_handlers.port.async_client import PortApi, is_passing, retry_after
 from port_webhook_handlers.port.client import PortError
 from port_webhook_handlers.runtime.logs import Log
 

@@ -23,6 +23,7 @@ from port_webhook_handlers.runtime.claims import LedgerError, Report, Reports
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.metrics import Metrics
 from port_webhook_handlers.runtime.outbox import Outbox, group_of
+from port_webhook_handlers.runtime.port_calls import ThreadedCalls
 
 # A report that fails so often while Port answers otherwise is given up; the end of a run never is.
 _FAILURES_ALONE: Final = 6
@@ -129,7 +130,9 @@ class _Delivery(Outbox):
     """The outbox's way to talk to Port, without its waiting: that is the queue's part."""
 
     def __init__(self, no_reports: Reports, secrets: CachedSecrets, base_url: str, log: Log) -> None:
-        super().__init__(no_reports, secrets, base_url, log, Metrics())
+        # Each invocation has an event loop of its own; connections outlive it in threads.
+        calls = ThreadedCalls(secrets, base_url)
+        super().__init__(no_reports, secrets, base_url, log, Metrics(), calls=calls)
         self._cached = secrets
 
     async def deliver(

@@ -130,7 +130,6 @@ class Dispatcher:
         """Dispatches until cancelled."""
         for mirror in (self._stored, self._jobs, self._pods):
             mirror.start()
-        self.outbox.warm()
         holding = asyncio.ensure_future(self.lease.hold(self._wake.set))
         ticks = 0
         due = 0.0

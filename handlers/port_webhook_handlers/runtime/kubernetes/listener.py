@@ -135,7 +135,6 @@ class Listener:
         private = await private_http.serve({"/live": _live, "/metrics": self._metrics_text}, metrics_port)
         if any(route.mode == "sync" for route in self.routes.values()):
             self.pool.warm()
-        self.outbox.warm()
         dispatching = asyncio.ensure_future(self.dispatcher.serve())
         accepting = asyncio.ensure_future(http.serve(sockets=[private_http.listening(port)]))
         self._log("serving", digest=self.digest, pid=os.getpid())

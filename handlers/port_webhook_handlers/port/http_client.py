@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-from port_webhook_handlers.agent.trust import client_context
+from port_webhook_handlers.port.trust import client_context
 
 _IDLE_SECONDS: Final = 30.0
 _PROXY_AUTHENTICATION_REQUIRED: Final = 407

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from port_webhook_handlers.agent.http_client import HttpClient, Reply, SendError
 from port_webhook_handlers.port.client import PortApiError, PortError, PortUnreachableError, requested_delay
+from port_webhook_handlers.port.http_client import HttpClient, Reply, SendError
 
 Credentials = Callable[[], tuple[str, str]]
 
