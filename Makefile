@@ -29,8 +29,9 @@ test: dev lint ## Run every test; what is skipped is printed with its reason.
 tools: ## Build the Kubernetes control plane of the tests, once per user (20 to 30 minutes).
 	@$(PYTHON) tools/kubernetes/build.py
 
-test-aws: dev ## Test target aws: rules over its resources, and the archive under the real runtime client.
-	@$(BIN)/pytest tests/component/aws tests/unit/aws tests/aws
+test-aws: dev ## Test target aws: rules over its resources, the archive under the real runtime client, the engine.
+	@$(BIN)/python -m port_webhook_stack.engine
+	@$(BIN)/pytest tests/component/aws tests/unit/aws tests/aws tests/engine/test_aws.py
 
 test-kubernetes: dev ## Test target kubernetes; on a real control plane where `make tools` has built one.
 	@$(BIN)/pytest tests/component/kubernetes tests/unit/kubernetes tests/kubernetes
