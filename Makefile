@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Most tests wait for processes and not for the processor.
 JOBS ?= 3
 .DEFAULT_GOAL := help
-.PHONY: help up down status base dev tools test test-aws test-kubernetes test-agent bench fuzz mutate soak lint format lock
+.PHONY: help up down status base dev tools manifests test test-aws test-kubernetes test-agent bench fuzz mutate soak lint format lock
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,8 +29,13 @@ test: dev lint ## Run every test; what is skipped is printed with its reason.
 tools: ## Build the Kubernetes control plane of the tests, once per user (20 to 30 minutes).
 	@$(PYTHON) tools/kubernetes/build.py
 
-test-aws: dev ## Test target aws: rules over its resources, and the archive under the real runtime client.
-	@$(BIN)/pytest tests/component/aws tests/unit/aws tests/aws
+manifests: dev ## Write the manifests of both kubernetes stacks to .state/manifests, for a look or a checker.
+	@for stack in kubernetes-dev kubernetes-prod; do \
+	  rm -rf .state/manifests/$$stack; $(BIN)/python tools/kubernetes/render.py $$stack .state/manifests/$$stack; done
+
+test-aws: dev ## Test target aws: rules over its resources, the archive under the real runtime client, the engine.
+	@$(BIN)/python -m port_webhook_stack.engine
+	@$(BIN)/pytest tests/component/aws tests/unit/aws tests/aws tests/engine/test_aws.py
 
 test-kubernetes: dev ## Test target kubernetes; on a real control plane where `make tools` has built one.
 	@$(BIN)/pytest tests/component/kubernetes tests/unit/kubernetes tests/kubernetes

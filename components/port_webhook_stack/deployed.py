@@ -16,9 +16,11 @@ class Deployed:
         secrets_version: changes with the secrets that it reads.
         listener: what definitions in Port depend on.
         before: what else was deployed first, and an agent needs.
+        settle_seconds: how long the way to it may take to become that of this deployment.
     """
 
     url: pulumi.Output[str]
     secrets_version: pulumi.Output[str]
     listener: pulumi.Resource
     before: tuple[pulumi.Resource, ...] = ()
+    settle_seconds: int = 0

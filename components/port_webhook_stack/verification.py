@@ -24,6 +24,7 @@ class Verification(pulumi.CustomResource):
         secrets_version: pulumi.Input[str],
         signing_secret: pulumi.Input[str],
         scheme: pulumi.Input[str] = "raw",
+        settle_seconds: pulumi.Input[int] = 0,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         """
@@ -34,6 +35,8 @@ class Verification(pulumi.CustomResource):
             secrets_version: version of the secrets store that the listener reads.
             signing_secret: one of the secrets with which Port signs.
             scheme: signature scheme of the probes.
+            settle_seconds: how long the way to the listener may still be that of before (names, certificates,
+                replicas that leave); until then a failure is tried again.
         """
         super().__init__(
             "port-webhook:index:Verification",
@@ -44,6 +47,7 @@ class Verification(pulumi.CustomResource):
                 "secretsVersion": secrets_version,
                 "signingSecret": pulumi.Output.secret(signing_secret),
                 "scheme": scheme,
+                "settleSeconds": settle_seconds,
                 "checks": None,
             },
             opts,

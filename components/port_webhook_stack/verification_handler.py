@@ -31,6 +31,7 @@ OVERSIZED_BYTES = 256 * 1024 + 1
 """One byte more than a listener accepts."""
 
 _TIMEOUT_SECONDS = 15.0
+_PAUSE_SECONDS = 2.0
 _TRIGGERS = ("url", "digest", "secretsVersion", "signingSecret", "scheme")
 
 
@@ -60,6 +61,10 @@ class VerificationHandler:
                 "description": "A secret that Port signs with.",
             },
             "scheme": {"type": "string", "description": "Signature scheme of the probes."},
+            "settleSeconds": {
+                "type": "integer",
+                "description": "How long the way to the listener may still be that of before.",
+            },
         },
         "requiredInputs": ["url", "digest", "secretsVersion", "signingSecret"],
         "properties": {
@@ -74,7 +79,7 @@ class VerificationHandler:
     secrets = frozenset({"signingSecret"})
 
     def check(self, ctx: Context, news: Properties, olds: Properties) -> CheckResult:
-        return CheckResult({"scheme": "raw", **news})
+        return CheckResult({"scheme": "raw", "settleSeconds": 0, **news})
 
     def diff(self, ctx: Context, id: str, olds: Properties, news: Properties) -> Diff:
         return Diff({name: Kind.UPDATE for name in _TRIGGERS if olds.get(name) != news.get(name)})
@@ -95,7 +100,7 @@ class VerificationHandler:
 
 
 def probe(ctx: Context, inputs: Properties) -> list[str]:
-    """Sends every probe; returns their names.
+    """Sends every probe, again and again while the way settles; returns their names.
 
     Raises:
         ProviderError: a probe was answered in another way than it must be, or not at all.
@@ -105,7 +110,14 @@ def probe(ctx: Context, inputs: Properties) -> list[str]:
     with requests.Session() as session:
         # The probes must reach the listener itself, so proxies of the environment do not apply to loopback.
         session.trust_env = "127.0.0.1" not in inputs["url"] and "localhost" not in inputs["url"]
-        return _Probe(ctx, session, inputs).run()
+        until = time.monotonic() + float(inputs.get("settleSeconds") or 0)
+        while True:
+            try:
+                return _Probe(ctx, session, inputs).run()
+            except ProviderError as error:
+                if time.monotonic() >= until or ctx.cancelled.wait(_PAUSE_SECONDS):
+                    raise
+                ctx.log.info(f"{error}; trying again")
 
 
 class _Probe:

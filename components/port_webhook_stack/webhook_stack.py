@@ -121,6 +121,7 @@ class WebhookStack(pulumi.ComponentResource):
                     digest=bundle.digest,
                     secrets_version=deployed.secrets_version,
                     signing_secret=signing[0]["value"],
+                    settle_seconds=deployed.settle_seconds,
                     # The address alone may be there before everything behind it.
                     opts=self._child([deployed.listener]),
                 )

@@ -344,38 +344,51 @@ class Kubelet:
                 start_new_session=True,
             )
 
+    def refresh(self, pod: RunningPod) -> None:
+        """Brings a Pod's Secrets up to date; a kubelet does so by itself, within about a minute."""
+        for volume in pod.manifest["spec"]["volumes"]:
+            if "secret" in volume:
+                path = f"/api/v1/namespaces/{pod.namespace}/secrets/{volume['secret']['secretName']}"
+                found = self._call("GET", path) or {"kind": "Secret"}
+                for old in (pod.folder / volume["name"]).iterdir():
+                    if old.name not in found.get("data", {}):
+                        old.unlink()
+                self._write(pod.folder / volume["name"], found)
+
     def _mount(self, pod: RunningPod) -> bool:
         """Writes a Pod's volumes; False if it went away while one was missing."""
         pod.folder.mkdir(parents=True)
         base = f"/api/v1/namespaces/{pod.namespace}"
         for volume in pod.manifest["spec"]["volumes"]:
             sources = volume.get("projected", {}).get("sources", [volume])
-            paths = [
-                f"{base}/secrets/{source['secret']['secretName']}"
-                if "secret" in source
-                else f"{base}/configmaps/{source['configMap']['name']}"
-                for source in sources
-                if "secret" in source or "configMap" in source
-            ]
-            for path in paths:
+            (pod.folder / volume["name"]).mkdir()
+            for source in sources:
+                if "secret" in source:
+                    path = f"{base}/secrets/{source['secret']['secretName']}"
+                elif "configMap" in source:
+                    path = f"{base}/configmaps/{source['configMap']['name']}"
+                else:
+                    continue
                 found = self._call("GET", path)
                 # As a kubelet: a volume that is not there yet is waited for.
-                while found is None:
+                while found is None and not source.get("secret", {}).get("optional"):
                     if pod.terminating or self._stopped.wait(0.1):
                         return False
                     found = self._call("GET", path)
-                self._write(pod.folder / volume["name"], found)
+                if found is not None:
+                    self._write(pod.folder / volume["name"], found)
         return True
 
     @staticmethod
     def _write(target: Path, found: Manifest) -> None:
-        target.mkdir(exist_ok=True)
         plain = found.get("data", {}) if found["kind"] == "ConfigMap" else {}
         encoded = found.get("data", {}) if found["kind"] == "Secret" else found.get("binaryData", {})
-        for key, value in plain.items():
-            (target / key).write_text(value)
-        for key, value in encoded.items():
-            (target / key).write_bytes(base64.b64decode(value))
+        content = {key: value.encode() for key, value in plain.items()}
+        content |= {key: base64.b64decode(value) for key, value in encoded.items()}
+        for key, value in content.items():
+            temporary = target / f".{key}"
+            temporary.write_bytes(value)
+            temporary.replace(target / key)
 
     def _status(self, pod: RunningPod, phase: str, state: Manifest, further: Manifest | None = None) -> None:
         running = "running" in state

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
+from typing import Any
 
 import pytest
 import requests
@@ -16,7 +18,42 @@ from port_webhook_handlers.runtime.kubernetes import names
 pytestmark = pytest.mark.kubernetes
 
 
-def test_a_run_is_executed_reported_and_cleaned_up(stack: Stack) -> None:
+ENDS = {
+    "refuse": ("FAILURE", "not today", 1),
+    "vanish": ("FAILURE", "what it did is unknown", 1),
+    "again": ("SUCCESS", "attempt 2", 2),
+    "guarded": ("SUCCESS", "token of 24", 1),
+}
+DEATHS = {
+    "oom": "memory than its limit",
+    "evict": "evicted",
+    "crash": "ended with code 137",
+    "image": "ErrImagePull",
+}
+
+
+@pytest.fixture(scope="module")
+def started(stack: Stack) -> dict[str, str]:
+    """Runs by how they end, all at once: some wait for the pace of the cluster's controllers."""
+    kinds: dict[str, str] = {}
+    known = threading.Event()
+
+    def behaviour(pod: dict[str, Any]) -> str:
+        job = pod["metadata"]["labels"].get("batch.kubernetes.io/job-name")
+        # A Pod may be there before Port has said the run's id.
+        assert job is None or job in kinds or known.wait(WAIT)
+        return kinds.get(job, "run")
+
+    stack.kubelet.behaviour = behaviour
+    found = {route: stack.port.execute(route) for route in ENDS}
+    for death in DEATHS:
+        found[death] = stack.port.execute("work", {"seconds": 20})
+        kinds[names.run_name(found[death])] = death
+    known.set()
+    return found
+
+
+def test_a_run_is_executed_reported_and_cleaned_up(stack: Stack, started: dict[str, str]) -> None:
     run_id = stack.port.execute("work")
     run = stack.port.finished(run_id, WAIT)
     assert (run["status"], run["summary"]) == ("SUCCESS", "done")
@@ -29,25 +66,6 @@ def test_a_run_is_executed_reported_and_cleaned_up(stack: Stack) -> None:
     eventually(lambda: name in {s["metadata"]["name"] for s in stack.secrets(done)}, WAIT, "is not done")
     assert stack.send("work", run_id, 1).status_code in (202, 409)
     assert stack.kubelet.starts[name] == 1
-
-
-@pytest.mark.parametrize(
-    ("route", "status", "summary", "starts"),
-    [
-        ("refuse", "FAILURE", "not today", 1),
-        ("vanish", "FAILURE", "what it did is unknown", 1),
-        ("again", "SUCCESS", "attempt 2", 2),
-        ("guarded", "SUCCESS", "token of 24", 1),
-    ],
-)
-def test_handlers_end_as_they_do_everywhere(
-    stack: Stack, route: str, status: str, summary: str, starts: int
-) -> None:
-    run_id = stack.port.execute(route)
-    run = stack.port.finished(run_id, WAIT)
-    assert (run["status"], summary in run["summary"]) == (status, True), run["summary"]
-    assert stack.kubelet.starts[names.run_name(run_id)] == starts
-    assert "handler-token" not in json.dumps(stack.port.logs(run_id))
 
 
 def test_a_run_that_is_handed_over_stays_open_for_the_worker(stack: Stack) -> None:
@@ -69,28 +87,6 @@ def test_a_run_that_is_handed_over_stays_open_for_the_worker(stack: Stack) -> No
     assert stack.port.run(run_id)["status"] == "IN_PROGRESS"
     stack.port.api("PATCH", f"/actions/runs/{run_id}", {"status": "SUCCESS", "summary": "rotated"})
     assert stack.port.run(run_id)["summary"] == "rotated"
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "summary"),
-    [
-        ("oom", "memory than its limit"),
-        ("evict", "evicted"),
-        ("crash", "ended with code 137"),
-        ("image", "ErrImagePull"),
-    ],
-)
-def test_a_job_that_dies_without_a_result_is_reported(stack: Stack, behaviour: str, summary: str) -> None:
-    kubelet = stack.kubelet
-    kubelet.behaviour = lambda pod: (
-        behaviour if "batch.kubernetes.io/job-name" in pod["metadata"]["labels"] else "run"
-    )
-    try:
-        run_id = stack.port.execute("work", {"seconds": 20})
-        run = stack.port.finished(run_id, WAIT)
-    finally:
-        kubelet.behaviour = lambda pod: "run"
-    assert (run["status"], summary in run["summary"]) == ("FAILURE", True), run["summary"]
 
 
 def test_a_job_that_somebody_deletes_is_reported(stack: Stack) -> None:
@@ -197,3 +193,20 @@ def test_what_port_has_not_taken_outlives_the_dispatcher(stack: Stack) -> None:
     assert stack.port.finished(run_id, WAIT)["status"] == "SUCCESS"
     assert stack.port.logs(run_id)[-2:] == ["working", "worked"]
     assert stack.kubelet.starts[name] == 1
+
+
+@pytest.mark.parametrize("route", ENDS)
+def test_handlers_end_as_they_do_everywhere(stack: Stack, started: dict[str, str], route: str) -> None:
+    status, summary, starts = ENDS[route]
+    run = stack.port.finished(started[route], WAIT)
+    assert (run["status"], summary in run["summary"]) == (status, True), run["summary"]
+    assert stack.kubelet.starts[names.run_name(started[route])] == starts
+    assert "handler-token" not in json.dumps(stack.port.logs(started[route]))
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_job_that_dies_without_a_result_is_reported(
+    stack: Stack, started: dict[str, str], death: str
+) -> None:
+    run = stack.port.finished(started[death], WAIT)
+    assert (run["status"], DEATHS[death] in run["summary"]) == ("FAILURE", True), run["summary"]

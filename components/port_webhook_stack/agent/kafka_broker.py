@@ -301,6 +301,8 @@ def _properties(place: _Place, ports: dict[str, int]) -> dict[str, Any]:
         "share.coordinator.state.topic.replication.factor": 1,
         "share.coordinator.state.topic.min.isr": 1,
         "group.initial.rebalance.delay.ms": 0,
+        # On one machine an agent that was killed may be noticed soon.
+        "group.min.session.timeout.ms": 1000,
         # After a kill the controller waits this long for the broker's former session.
         "broker.session.timeout.ms": 3000,
         "broker.heartbeat.interval.ms": 1000,

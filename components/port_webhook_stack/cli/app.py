@@ -298,12 +298,18 @@ def status(stack: Stack = "local") -> None:
     """Show what is deployed and how it is, and the latest runs."""
     from port_webhook_handlers.port.client import PortError
     from port_webhook_stack.cli.account import account_of
+    from port_webhook_stack.cli.cluster import cluster_of
     from port_webhook_stack.cli.connection import ConnectionUnavailableError, connect
 
     if (account := account_of(Path.cwd(), stack)) is not None:
         from port_webhook_stack.cli.overview import overview
 
         for word, text in overview(account):
+            note(f"{word:<12} {text}")
+    elif (cluster := cluster_of(Path.cwd(), stack)) is not None:
+        from port_webhook_stack.cli.cluster_overview import overview as cluster_overview
+
+        for word, text in cluster_overview(cluster):
             note(f"{word:<12} {text}")
     else:
         _print_local(stack)

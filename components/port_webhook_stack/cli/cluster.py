@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from port_webhook_handlers.runtime.kubernetes import names, runs
+
+_OF_LISTENER = "listener-secrets"
 
 
 class ClusterError(Exception):
@@ -23,12 +28,16 @@ class Cluster:
     Attributes:
         namespace, runs_namespace: of the listener, and of runs.
         context, kubeconfig: how kubectl gets there; None: its own defaults.
+        url: base URL of the listener from outside; None: there is none.
+        own_secret: name of the listener's Secret where it is not the stack's; None: it is.
     """
 
     namespace: str = "port-webhook"
     runs_namespace: str = "port-webhook-runs"
     context: str | None = None
     kubeconfig: str | None = None
+    url: str | None = None
+    own_secret: str | None = None
 
     def kubectl(self, *arguments: str) -> list[str]:
         """A command of kubectl.
@@ -46,6 +55,23 @@ class Cluster:
             *arguments,
         ]
 
+    def ask(self, *arguments: str, given: str | None = None) -> str:
+        """What a command of kubectl prints.
+
+        Args:
+            arguments: its command.
+            given: its standard input, where secrets go.
+
+        Raises:
+            ClusterError: kubectl is not installed, or failed.
+        """
+        done = subprocess.run(
+            self.kubectl(*arguments), input=given or "", capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise ClusterError(f"kubectl: {done.stderr.strip() or done.returncode}")
+        return done.stdout
+
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
@@ -56,6 +82,7 @@ class DeadLetter:
         accepted_at: RFC 3339.
         state: `started`, `ended` (Port has not taken the outcome) or `done`.
         summary: of its outcome.
+        body: what Port sent.
     """
 
     run_id: str
@@ -63,6 +90,7 @@ class DeadLetter:
     accepted_at: str
     state: str
     summary: str
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def cluster_of(project: Path, stack: str) -> Cluster | None:
@@ -76,13 +104,19 @@ def cluster_of(project: Path, stack: str) -> Cluster | None:
     if values.get("port-webhook-stack:target") != "kubernetes":
         return None
     own = values.get("port-webhook-stack:kubernetes") or {}
+    host = (own.get("ingress") or {}).get("host")
+    url = (values.get("port-webhook-stack:listener") or {}).get("publicUrl")
     wanted = {
         "namespace": "namespace",
         "runsNamespace": "runs_namespace",
         "context": "context",
         "kubeconfig": "kubeconfig",
     }
-    return Cluster(**{field: own[key] for key, field in wanted.items() if own.get(key)})
+    return Cluster(
+        **{name: own[key] for key, name in wanted.items() if own.get(key)},
+        url=url or (f"https://{host}" if host else None),
+        own_secret=(own.get("existingSecrets") or {}).get("listener"),
+    )
 
 
 def print_logs(cluster: Cluster, lines: int, follow: bool) -> int:
@@ -103,17 +137,116 @@ def dead_letters(cluster: Cluster) -> list[DeadLetter]:
     """
     found: dict[str, DeadLetter] = {}
     for selector in (f"{names.DEAD_LABEL}=true", f"{names.STATE_LABEL}={runs.ENDED}"):
-        command = cluster.kubectl(
+        found_now = cluster.ask(
             "get", "secrets", "--namespace", cluster.runs_namespace, "-l", selector, "-o", "json"
         )
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise ClusterError(f"kubectl: {done.stderr.strip() or done.returncode}")
-        for item in json.loads(done.stdout)["items"]:
+        for item in json.loads(found_now)["items"]:
             letter = _letter(item)
             if letter is not None:
                 found[item["metadata"]["name"]] = letter
     return sorted(found.values(), key=lambda letter: letter.accepted_at)
+
+
+def forget(cluster: Cluster, letter: DeadLetter) -> None:
+    """Takes a run out of the dead letters; its claim stays, so that a repeat of it is still a conflict.
+
+    Raises:
+        ClusterError: kubectl failed.
+    """
+    name = names.run_name(letter.run_id)
+    cluster.ask("label", "secret", name, "--namespace", cluster.runs_namespace, f"{names.DEAD_LABEL}-")
+
+
+def keep_former(cluster: Cluster, new: str, until: float) -> bool:
+    """Lets the signing secrets that are in force count until a time, beside the one that is about to be deployed.
+
+    They go into a Secret of their own, which listeners and runs with encrypted inputs mount if it is there, so the
+    next deployment neither knows nor ends it. It is owned by objects of the stack and ends with them.
+
+    Args:
+        cluster: where.
+        new: the secret that replaces them.
+        until: seconds since the epoch.
+
+    Returns:
+        whether there is a former secret.
+
+    Raises:
+        ClusterError: kubectl failed, or the listener's Secret is not the stack's.
+    """
+    if cluster.own_secret is not None:
+        raise ClusterError(
+            f"Secret {cluster.own_secret} is your own: put the new secret first in its list `signing`, and give the "
+            "former one a not_after (docs/kubernetes.md)"
+        )
+    stored = _secret(cluster, cluster.namespace, _OF_LISTENER)
+    if stored is None:
+        return False
+    content = json.loads(_value(stored, names.SECRETS_FILE))
+    former = {item["value"]: item for item in previous(cluster) if item["not_after"] > time.time()}
+    for item in content["signing"]:
+        if item["value"] != new and item["value"] not in former:
+            former[item["value"]] = {
+                "value": item["value"],
+                "not_after": min(until, item["not_after"] or until),
+            }
+    former.pop(new, None)
+    owners = {
+        cluster.namespace: ("ServiceAccount", "listener"),
+        cluster.runs_namespace: ("ResourceQuota", "runs"),
+    }
+    for namespace, (kind, name) in owners.items():
+        uid = cluster.ask(*("get", kind, name, "--namespace", namespace), *("-o", "jsonpath={.metadata.uid}"))
+        manifest = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {
+                "name": names.FORMER_SIGNING,
+                "namespace": namespace,
+                "labels": {"app.kubernetes.io/managed-by": names.PREFIX},
+                "ownerReferences": [{"apiVersion": "v1", "kind": kind, "name": name, "uid": uid.strip()}],
+            },
+            "type": "Opaque",
+            "stringData": {names.PREVIOUS_FILE: json.dumps(list(former.values()))},
+        }
+        # Standard input, because arguments are seen by everybody on this machine.
+        cluster.ask(
+            *("apply", "--server-side", "--force-conflicts", "--field-manager", names.PREFIX, "-f", "-"),
+            given=json.dumps(manifest),
+        )
+    return bool(former)
+
+
+def end_former(cluster: Cluster) -> bool:
+    """Ends the overlap after a rotation; whether there was a former secret.
+
+    Raises:
+        ClusterError: kubectl failed.
+    """
+    found = bool(previous(cluster))
+    for namespace in (cluster.namespace, cluster.runs_namespace):
+        cluster.ask("delete", "secret", names.FORMER_SIGNING, "--namespace", namespace, "--ignore-not-found")
+    return found
+
+
+def previous(cluster: Cluster) -> list[dict[str, Any]]:
+    """What former rotations replaced, each with its end.
+
+    Raises:
+        ClusterError: kubectl failed.
+    """
+    stored = _secret(cluster, cluster.namespace, names.FORMER_SIGNING)
+    found: list[dict[str, Any]] = json.loads(_value(stored, names.PREVIOUS_FILE)) if stored else []
+    return found
+
+
+def _secret(cluster: Cluster, namespace: str, name: str) -> dict[str, Any] | None:
+    text = cluster.ask("get", "secret", name, "--namespace", namespace, "--ignore-not-found", "-o", "json")
+    return json.loads(text) if text.strip() else None
+
+
+def _value(secret: Mapping[str, Any], key: str) -> str:
+    return base64.b64decode(secret["data"][key]).decode()
 
 
 def _letter(item: dict[str, Any]) -> DeadLetter | None:
@@ -127,4 +260,13 @@ def _letter(item: dict[str, Any]) -> DeadLetter | None:
         item["metadata"]["creationTimestamp"],
         run.state,
         str(outcome.get("summary") or ""),
+        _body(item),
     )
+
+
+def _body(item: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        body: Any = json.loads(_value(item, names.BODY_FILE))
+    except (KeyError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,10 @@ from port_webhook_stack.cli.app import Stack, app
 from port_webhook_stack.cli.console import fail, note
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from port_webhook_stack.cli.account import Account
+    from port_webhook_stack.cli.account import DeadLetter as AccountLetter
+    from port_webhook_stack.cli.cluster import DeadLetter as ClusterLetter
 
 _commands = typer.Typer(help="Runs that ran out of tries and were reported as FAILURE.")
 app.add_typer(_commands, name="dead-letters")
@@ -64,29 +66,43 @@ def redrive(
 
     Port signs and delivers them, so they are verified and validated like any other.
     """
-    from port_webhook_stack.cli import account
+    from port_webhook_stack.cli import account, cluster
 
-    own = account.account_of(Path.cwd(), stack)
-    if own is None:
-        fail(f"stack {stack}: only target aws has dead letters to redrive")
+    project = Path.cwd()
+    own, found = account.account_of(project, stack), cluster.cluster_of(project, stack)
+    if own is None and found is None:
+        fail(f"stack {stack}: targets aws and kubernetes keep dead letters, this one is another")
         raise typer.Exit(1)
     if sum((bool(run_ids), everything, reports)) != 1:
         fail("redrive takes RUN, once or more, or --all, or --reports")
         raise typer.Exit(2)
-    if reports:
+    if own is not None and reports:
         note(f"{account.redrive_reports(own)} messages are on the queue of reports again")
-        return
-    _redrive(own, stack, set(run_ids or ()))
+    elif reports:
+        fail(
+            f"stack {stack}: on target kubernetes reports are not given up, the dispatcher goes on for 14 days"
+        )
+        raise typer.Exit(1)
+    elif own is not None:
+        _redrive(account.dead_letters(own), partial(account.forget, own), stack, set(run_ids or ()))
+    elif found is not None:
+        # A run whose end Port has not taken yet is not over.
+        ended = [letter for letter in cluster.dead_letters(found) if letter.state == "done"]
+        _redrive(ended, partial(cluster.forget, found), stack, set(run_ids or ()))
 
 
-def _redrive(own: Account, stack: str, wanted: set[str]) -> None:
+def _redrive(
+    ended: Sequence[AccountLetter | ClusterLetter],
+    forget: Callable[[Any], None],
+    stack: str,
+    wanted: set[str],
+) -> None:
     from port_webhook_handlers.port.client import PortError, quote
-    from port_webhook_stack.cli import account
     from port_webhook_stack.cli.connection import connect, stack_configuration
     from port_webhook_stack.settings import MODULE
 
     suffix = str(stack_configuration(Path.cwd(), stack).get(f"{MODULE}:identifierSuffix") or "")
-    letters = {letter.run_id: letter for letter in account.dead_letters(own)}
+    letters = {letter.run_id: letter for letter in ended}
     if unknown := sorted(wanted - letters.keys()):
         fail(
             f"{unknown[0]} is no dead letter of stack {stack}; see: port-webhook dead-letters list -s {stack}"
@@ -111,7 +127,7 @@ def _redrive(own: Account, stack: str, wanted: set[str]) -> None:
                 failed += 1
                 fail(f"{run_id}: {error}" + _hint(letter.body))
                 continue
-            account.forget(own, letter)
+            forget(letter)
             note(f"{run_id} → {begun['id']}  {letter.route}  {begun['status']}")
     if failed:
         raise typer.Exit(1)

@@ -17,6 +17,7 @@ from port_webhook_stack.cli.console import fail, note, step, warn
 
 if TYPE_CHECKING:
     from port_webhook_stack.cli.account import Account
+    from port_webhook_stack.cli.cluster import Cluster
     from port_webhook_stack.driver import Outcome, StackDriver
 
 FromEnv = Annotated[
@@ -46,6 +47,7 @@ def rotate_secret(
     from port_webhook_handlers.runtime.secret_file import SecretFileError
     from port_webhook_localport.control import LocalPortError
     from port_webhook_stack.cli.account import account_of
+    from port_webhook_stack.cli.cluster import cluster_of
     from port_webhook_stack.cli.connection import provider_configuration, state_folder
 
     project = Path.cwd()
@@ -55,6 +57,8 @@ def rotate_secret(
     try:
         if retire and (account := account_of(project, stack)) is not None:
             _retire_in(account)
+        elif retire and (cluster := cluster_of(project, stack)) is not None:
+            _retire_in_cluster(cluster)
         elif retire:
             _retire(state, local=local)
         elif local:
@@ -133,6 +137,7 @@ def _activate(state: Path, seconds: float) -> None:
 def _rotate(project: Path, stack: str, state: Path, seconds: float, from_env: str | None) -> None:
     from port_webhook_handlers.port.client import PortAuthenticationError, PortClient
     from port_webhook_handlers.port.regions import API_BASE_URLS
+    from port_webhook_stack.cli import cluster
     from port_webhook_stack.cli.account import account_of
     from port_webhook_stack.cli.connection import provider_configuration, stack_configuration
     from port_webhook_stack.settings import MODULE, PROVIDER
@@ -157,6 +162,10 @@ def _rotate(project: Path, stack: str, state: Path, seconds: float, from_env: st
                 f"{base_url} refuses this secret for {client_id}: rotate it in Port first, then copy the whole of it"
             ) from error
         current.result = f"accepted by {base_url}"
+    end = time.time() + seconds
+    own_cluster = cluster.cluster_of(project, stack)
+    # What counts besides is mounted before the new secret is, so that there is no moment without the former one.
+    kept = own_cluster is not None and cluster.keep_former(own_cluster, secret, end)
     in_environment = f"{PROVIDER}:clientSecret" not in own and "PORT_CLIENT_SECRET" in os.environ
 
     def deploy(driver: StackDriver) -> Outcome:
@@ -169,7 +178,10 @@ def _rotate(project: Path, stack: str, state: Path, seconds: float, from_env: st
     _operate(stack, deploy)
     with step("rotation") as current:
         own_account = account_of(project, stack)
-        current.result = _ended_in(own_account, seconds) if own_account else _ended(state, seconds)
+        if own_cluster is not None:
+            current.result = _shown(kept, end)
+        else:
+            current.result = _ended_in(own_account, seconds) if own_account else _ended(state, seconds)
     if in_environment:
         warn("export PORT_CLIENT_SECRET with the new secret from now on")
 
@@ -193,6 +205,18 @@ def _retire_in(account: Account) -> None:
         found = retire(account)
         current.result = (
             "the former secret is refused as soon as functions read their secrets again (5 minutes)"
+            if found
+            else "there is no former secret"
+        )
+
+
+def _retire_in_cluster(cluster: Cluster) -> None:
+    from port_webhook_stack.cli.cluster import end_former
+
+    with step("rotation") as current:
+        found = end_former(cluster)
+        current.result = (
+            "the former secret is refused as soon as nodes have seen that it is gone (about a minute)"
             if found
             else "there is no former secret"
         )

@@ -224,6 +224,8 @@ def _job_variables(plan: Plan) -> list[tuple[str, str]]:
         name = jobs.secret(plan, route)
         if name is not None:
             secrets[jobs.service_account(route.privilege_group)].append(name)
+        if route.encrypted_inputs:
+            secrets[jobs.service_account(route.privilege_group)].append(names.FORMER_SIGNING)
     images = {account: plan.image(group) for account, group in by_account.items()}
     tokens = [account for account, group in by_account.items() if plan.token(group)]
     maps = [jobs.config_map(plan)["metadata"]["name"], *(shard.name for shard in plan.shards)]

@@ -70,6 +70,9 @@ def template(plan: Plan, route: Route, config: str) -> Manifest:
     if handler_secret is not None:
         mounts.append("secrets")
         volumes.append(pods.secret_volume("secrets", handler_secret))
+    if route.encrypted_inputs:
+        mounts.append("previous")
+        volumes.append(pods.previous_volume())
     failures = {
         "name": "PORT_WEBHOOK_FAILED_ATTEMPTS",
         "valueFrom": {"fieldRef": {"fieldPath": _FAILURE_COUNT}},
@@ -150,10 +153,18 @@ def quota(plan: Plan) -> Manifest:
         "metadata": plan.metadata("runs", COMPONENT, plan.runs_namespace),
         "spec": {
             "hard": {
-                "count/secrets": str(plan.settings.max_stored),
+                "count/secrets": _quantity(plan.settings.max_stored),
                 # Ended Jobs stay until they are reported, so there are more than run at once.
-                "count/jobs.batch": str(plan.settings.max_jobs * 20),
-                "count/pods": str(plan.settings.max_jobs * 20),
+                "count/jobs.batch": _quantity(plan.settings.max_jobs * 20),
+                "count/pods": _quantity(plan.settings.max_jobs * 20),
             }
         },
     }
+
+
+def _quantity(count: int) -> str:
+    """A number as the API server writes it, so that nobody sees a difference in it."""
+    for size, suffix in ((1_000_000, "M"), (1000, "k")):
+        if count % size == 0:
+            return f"{count // size}{suffix}"
+    return str(count)

@@ -133,6 +133,13 @@ def secret_volume(name: str, secret: str) -> Manifest:
     return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}
 
 
+def previous_volume() -> Manifest:
+    """What a rotation replaced, as long as it counts; mostly there is none."""
+    volume = secret_volume("previous", names.FORMER_SIGNING)
+    volume["secret"]["optional"] = True
+    return volume
+
+
 def empty_volume(name: str, size: str) -> Manifest:
     """A folder that ends with the Pod."""
     return {"name": name, "emptyDir": {"sizeLimit": size}}

@@ -113,9 +113,12 @@ def provider(
 
     found: pulumi.ProviderResource = pulumi_kubernetes.Provider(
         name,
-        kubeconfig=kubeconfig,
-        context=context,
+        # The provider refuses both beside a folder; an empty text keeps KUBECONFIG out.
+        kubeconfig="" if render_directory else kubeconfig,
+        context=None if render_directory else context,
         cluster_identifier=identifier,
+        # Else a changed Secret would be deleted first, and Pods that start then would wait for it.
+        enable_secret_mutable=True,
         render_yaml_to_directory=render_directory,
         opts=pulumi.ResourceOptions(parent=parent),
     )

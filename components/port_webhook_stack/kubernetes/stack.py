@@ -23,6 +23,9 @@ from port_webhook_stack.listener.kubernetes import KubernetesListener, namespace
 from port_webhook_stack.secrets_store.kubernetes import KubernetesSecretsStore
 from port_webhook_stack.settings import MODULE, Settings
 
+# An ingress controller, a certificate's issuer and name servers follow what was deployed at a pace of their own.
+_SETTLE_SECONDS = 180
+
 
 def plan(settings: Settings, bundle: Bundle) -> Plan:
     """What is deployed, checked before anything is registered.
@@ -130,7 +133,12 @@ def deploy(
             after=[*before, listener],
             opts=opts,
         )
-    return Deployed(pulumi.Output.from_input(url(settings, found)), store.version, listener)
+    return Deployed(
+        pulumi.Output.from_input(url(settings, found)),
+        store.version,
+        listener,
+        settle_seconds=_SETTLE_SECONDS,
+    )
 
 
 def url(settings: Settings, found: Plan) -> str:

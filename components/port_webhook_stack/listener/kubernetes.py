@@ -73,7 +73,7 @@ def listener(plan: Plan, group: str | None, secrets_version: Any) -> Manifest:
         "listener",
         image=plan.image(group or DEFAULT_GROUP),
         resources=settings.listener_resources if group is None else settings.group(group).resources,
-        mounts=["bundle", "config", "secrets", "work", "tmp"],
+        mounts=["bundle", "config", "secrets", "previous", "work", "tmp"],
         role="listener",
     )
     ready = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 3}
@@ -102,6 +102,7 @@ def listener(plan: Plan, group: str | None, secrets_version: Any) -> Manifest:
             pods.bundle_volume(plan),
             pods.config_volume(listener_config(plan, group)["metadata"]["name"]),
             pods.secret_volume("secrets", name_of(plan, component)),
+            pods.previous_volume(),
             pods.empty_volume("work", "256Mi"),
             pods.empty_volume("tmp", "64Mi"),
         ],

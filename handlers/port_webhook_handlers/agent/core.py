@@ -19,7 +19,8 @@ from port_webhook_handlers.agent.reports import Outcome, Reporter, delay
 from port_webhook_handlers.runtime.logs import Log
 
 _LOOK_SECONDS: Final = 0.25
-_DELIVERED: Final = Outcome("delivered")
+_MESSAGES: Final = "port_webhook_agent_messages_total"
+_DELIVERED: Final = ("outcome", "delivered")
 
 
 class RetryLaterError(Exception):
@@ -134,18 +135,24 @@ class Agent:
             # One by one it is seen which of them has a problem.
             self._log.error("bulk delivery failed", error)
         finally:
+            now = time.monotonic()
             for message, done in zip(messages, taken, strict=True):
                 message.lease.busy -= 1
-                self.in_flight -= 1
                 waiting = self._keys.pop(message.key)
                 if done:
-                    self._settle(message, _DELIVERED)
+                    message.acknowledge()
+                    self._metrics.observe(now - message.arrived)
+                    if not waiting:
+                        continue
                 else:
                     waiting.appendleft(message)
+                # What `submit` counted for those that wait is counted again there.
+                self.in_flight -= len(waiting) - (not done)
                 for following in waiting:
-                    # What `submit` counted for it is counted again there.
-                    self.in_flight -= following is not message
                     self.submit(following)
+            self.in_flight -= len(messages)
+            if delivered := sum(taken):
+                self._metrics.count(_MESSAGES, _DELIVERED, amount=delivered)
             self.on_room()
 
     async def drain(self, seconds: float) -> bool:
@@ -222,7 +229,7 @@ class Agent:
         else:
             message.acknowledge()
             self._metrics.observe(time.monotonic() - message.arrived)
-        self._metrics.count("port_webhook_agent_messages_total", ("outcome", outcome.result))
+        self._metrics.count(_MESSAGES, ("outcome", outcome.result))
         if outcome.result == "failed":
             self._log("message failed", message=message.name, run=message.run_id, reason=outcome.summary)
 

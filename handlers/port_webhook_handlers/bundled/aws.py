@@ -83,9 +83,12 @@ class AwsAccess:
         config = Config(
             connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 3, "mode": "standard"}
         )
-        client = boto3.Session(botocore_session=session).client(
-            service, region_name=region, endpoint_url=self.endpoint, config=config
-        )
+        try:
+            client = boto3.Session(botocore_session=session).client(
+                service, region_name=region, endpoint_url=self.endpoint, config=config
+            )
+        except ValueError as error:
+            raise SettingError(f"aws.endpoint: {error}; write a URL") from None
         try:
             yield client
         except (ClientError, BotoCoreError) as error:

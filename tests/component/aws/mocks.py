@@ -55,6 +55,8 @@ class AwsMocks(pulumi.runtime.Mocks):
         name = args.inputs.get("name", args.name)
         outputs = dict(args.inputs)
         service = args.typ.split("/")[0].removeprefix("aws:").split(":")[0].lower()
+        if args.typ == "aws:cloudwatch/logGroup:LogGroup":
+            service = "logs"
         outputs["arn"] = f"arn:aws:{service}:{REGION}:{ACCOUNT}:{_kind(args.typ)}{name}"
         match args.typ:
             case "aws:sqs/queue:Queue":

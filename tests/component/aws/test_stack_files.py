@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.component.aws.document import PAGE, page
 
 from port_webhook_stack.aws.settings import Agent, AwsSettings, GroupSettings
 from port_webhook_stack.settings import Settings, parse
@@ -44,3 +45,8 @@ def test_every_setting_is_documented() -> None:
         for field in dataclasses.fields(kind):
             key = re.sub(r"_(\w)", lambda match: match[1].upper(), field.name)
             assert f"| `{prefix}.{key}" in text, key
+
+
+def test_the_page_of_resources_is_what_is_registered(tmp_path: Path) -> None:
+    written = PAGE.read_text(encoding="utf-8")
+    assert written == page(tmp_path), "run .venv/bin/python -m tests.component.aws.document"

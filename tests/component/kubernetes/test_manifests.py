@@ -164,7 +164,9 @@ def test_everything_that_is_mounted_is_made(found: Plan) -> None:
         spec = manifest["spec"]["template"]["spec"]
         assert ("ServiceAccount", namespace, spec["serviceAccountName"]) in made
         for volume in spec["volumes"]:
-            if "secret" in volume and volume["name"] != "run":
+            optional = volume.get("secret", {}).get("optional", False)
+            assert optional == (volume["name"] == "previous")
+            if "secret" in volume and volume["name"] not in ("run", "previous"):
                 assert ("Secret", namespace, volume["secret"]["secretName"]) in made
             if "configMap" in volume:
                 assert ("ConfigMap", namespace, volume["configMap"]["name"]) in made

@@ -213,13 +213,17 @@ def test_files_are_rendered_without_a_cluster_and_without_secrets(
     existing = {
         "listener": "l", "listener-ops": "lo", "dispatcher": "d", "guarded": "g",
     }  # fmt: skip
-    own = {"renderYamlToDirectory": "out", "existingSecrets": existing, "agent": None, "kubeconfig": None}
+    own = {
+        "renderYamlToDirectory": "out", "existingSecrets": existing, "agent": None, "context": "c",
+    }  # fmt: skip
     mocks = run(own, verify="off")
     assert not [args for args in mocks.of("Secret") if args.typ.startswith("kubernetes:")]
     provider = mocks.registered["w-cluster"].inputs
     assert provider["renderYamlToDirectory"] == "out"
+    # The provider refuses these beside a folder.
+    assert (provider["kubeconfig"], provider.get("context")) == ("", None)
     pod = mocks.registered["w-deployment-port-webhook-listener"].inputs["spec"]["template"]["spec"]
-    assert {"l"} == {v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    assert {"l"} == {v["secret"]["secretName"] for v in pod["volumes"] if v["name"] == "secrets"}
 
 
 NEEDY = HANDLERS + "\nimport paramiko\n"

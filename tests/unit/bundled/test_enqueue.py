@@ -136,7 +136,9 @@ def test_sqs(name: str, received: int, aws: dict[str, Any]) -> None:
 
 def test_sqs_that_fails(aws: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{aws['endpoint']}/123456789012/nothing"
-    assert failure(hand_over(sqs.enqueue_on_sqs, queue_url=url, **aws)).startswith("SQS refused the message")
+    assert failure(hand_over(sqs.enqueue_on_sqs, queue_url=url, **aws)).startswith(
+        "SQS did not take the message: AWS refused SendMessage"
+    )
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -144,6 +146,18 @@ def test_sqs_that_fails(aws: dict[str, Any], tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "Unable to locate credentials" in failure(hand_over(sqs.enqueue_on_sqs, queue_url=url, **nobody))
     assert failure(hand_over(sqs.enqueue_on_sqs, queue_url=url)).startswith("enqueue_on_sqs.region: must be")
+
+
+def test_sqs_may_send_to_its_queue() -> None:
+    handler = handler_of(sqs.enqueue_on_sqs)
+    url = "https://sqs.eu-west-1.amazonaws.com/123456789012/tasks.fifo"
+    assert handler.permissions_in("aws", {"queue_url": url}) == [
+        {
+            "actions": ["sqs:SendMessage"],
+            "resources": ["arn:{partition}:sqs:eu-west-1:123456789012:tasks.fifo"],
+        }
+    ]
+    assert handler.permissions_in("aws", {"queue_url": "http://127.0.0.1:5000/1/tasks"}) == []
 
 
 # --- Kafka ------------------------------------------------------------------------------------------------

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from port_webhook_stack import verification_handler
 from port_webhook_stack.port.handler import UNKNOWN, Context, Kind, ProviderError
 from port_webhook_stack.verification_handler import VerificationHandler
 
@@ -23,14 +27,17 @@ DIGEST = "sha256:" + "ab" * 32
 
 
 @contextmanager
-def listener(fault: str = "") -> Iterator[str]:
-    """A listener by the book of Port's signature rules, but for one fault."""
+def listener(fault: str = "", *, until: int = sys.maxsize) -> Iterator[str]:
+    """A listener by the book of Port's signature rules, but for one fault, which the first requests meet."""
     executions: dict[str, int] = {}
+    requests = itertools.count()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             status, answer = self.judge(body)
+            if fault == "elsewhere" and next(requests) < until:
+                status, answer = 404, {}
             content = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(content)))
@@ -115,6 +122,19 @@ def test_silence_fails_with_a_remedy() -> None:
         pass
     with pytest.raises(ProviderError, match=r"does not answer.*verify to off"):
         VerificationHandler().create(context(), inputs(url), preview=False)
+
+
+def test_a_way_that_settles_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification_handler, "_PAUSE_SECONDS", 0.01)
+    noted: list[str] = []
+    patient = Context(config=None, port=None, log=SimpleNamespace(info=noted.append))  # type: ignore[arg-type]
+    with listener("elsewhere", until=2) as url:
+        made = VerificationHandler().create(patient, inputs(url, settleSeconds=30), preview=False)
+    assert "signed" in made.outputs["checks"]
+    assert len(noted) == 2
+    assert all("404, expected 200" in line and "trying again" in line for line in noted)
+    with listener("elsewhere") as url, pytest.raises(ProviderError, match="expected 200"):
+        VerificationHandler().create(patient, inputs(url, settleSeconds=0.05), preview=False)
 
 
 def test_preview_sends_nothing() -> None:

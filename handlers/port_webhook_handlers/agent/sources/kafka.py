@@ -219,11 +219,14 @@ class KafkaSource:
             "enable.auto.offset.store": False,
             "auto.offset.reset": settings.auto_offset_reset,
             "session.timeout.ms": settings.session_timeout_ms,
+            "heartbeat.interval.ms": min(3_000, settings.session_timeout_ms // 3),
             # Members that stay keep their partitions while others come and go.
             "partition.assignment.strategy": "cooperative-sticky",
             "security.protocol": settings.security_protocol,
             "reconnect.backoff.max.ms": 5_000,
             "fetch.wait.max.ms": 500,
+            # A hundred thousand messages ahead, the default, would cost memory and time that deliveries need.
+            "queued.min.messages": 4 * _BATCH,
             "error_cb": self._on_error,
             "on_commit": self._on_commit,
         }

@@ -149,10 +149,16 @@ class LocalDeployer:
         """The service's folder and the deadline, while nobody else changes the service."""
         deadline = time.monotonic() + timeout_seconds
         home = self._deployments / folder_name(service)
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _exclusive(home / "lock", service, deadline):
-            _end_strays(home)
-            yield home, deadline
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _exclusive(home / "lock", service, deadline):
+                _end_strays(home)
+                yield home, deadline
+        except OSError as error:
+            raise DeploymentError(
+                f"the folder {self._deployments} cannot be used: {error.strerror or error}; make room or correct "
+                "its permissions"
+            ) from error
 
 
 def _launch_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from port_webhook_handlers.bundled.enqueue import Task, message_of
@@ -68,6 +69,8 @@ def _config(options: Options, run: Run) -> dict[str, Any]:
         "log_level": 0,
     }
     if ca := options.text("ca_file", ""):
+        if not Path(ca).is_file():
+            raise options.error("ca_file", f"{ca} does not exist where the listener runs; correct it")
         config["ssl.ca.location"] = ca
     if security == "sasl_ssl":
         config["sasl.mechanism"] = options.choice(

@@ -59,10 +59,10 @@ class _Server:
     host: str
     port: int
     tls: str
-    ca_file: str | None
     user: str | None
     sender: str
     recipients: tuple[str, ...]
+    context: ssl.SSLContext
 
 
 @action(
@@ -119,14 +119,23 @@ def _server(run: Run) -> _Server:
         host=options.text("server"),
         port=options.whole("port", _PORTS[tls], lowest=1, highest=65535),
         tls=tls,
-        ca_file=options.text("ca_file", "") or None,
         user=options.text("user", "") or None,
         sender=options.text("sender"),
         recipients=options.texts("recipients"),
+        context=_context(options, options.text("ca_file", "") or None),
     )
     if tls == "none" and server.user:
         raise options.error("tls", "none would send the password in plain text; use starttls or implicit")
     return server
+
+
+def _context(options: Options, ca_file: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise options.error(
+            "ca_file", f"{ca_file} holds no certificates ({error.strerror or error}); correct it"
+        ) from None
 
 
 def _require_allowed(address: str, recipients: tuple[str, ...]) -> None:
@@ -164,7 +173,7 @@ def _message(inputs: MailMessage, run: Run, server: _Server) -> EmailMessage:
 
 def _send(message: EmailMessage, server: _Server, run: Run) -> dict[str, tuple[int, bytes]]:
     """Sends it and gives the recipients that were refused, unless all were."""
-    context = ssl.create_default_context(cafile=server.ca_file)
+    context = server.context
     seconds = max(1.0, min(_SECONDS, run.seconds_left / 4))
     with (
         smtplib.SMTP_SSL(server.host, server.port, timeout=seconds, context=context)

@@ -70,6 +70,8 @@ def create_resource(inputs: ResourceInputs, run: Run) -> Result:
             return Failure(
                 f"resource {inputs.identifier} exists already; choose another identifier, or delete it first"
             )
+        except OSError as error:
+            raise _unusable(record.parent, error) from error
     except SettingError as error:
         return Failure(str(error))
     properties: dict[str, Any] = {
@@ -147,7 +149,11 @@ def tear_down(run: Run, entity: Entity) -> Result:
 def _order(run: Run, identifier: str, parameters: Mapping[str, str], seconds: float | None = None) -> Order:
     state, project = folders(run)
     left = max(1.0, run.seconds_left - _RESERVE_SECONDS)
-    (state / "resources" / "records").mkdir(parents=True, exist_ok=True, mode=0o700)
+    records = state / "resources" / "records"
+    try:
+        records.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise _unusable(records, error) from error
     return Order(
         identifier=identifier,
         parameters=parameters,
@@ -157,6 +163,12 @@ def _order(run: Run, identifier: str, parameters: Mapping[str, str], seconds: fl
         report=run.log,
         timeout_seconds=left if seconds is None else min(left, seconds),
         again=run.attempt > 1,
+    )
+
+
+def _unusable(folder: Path, error: OSError) -> SettingError:
+    return SettingError(
+        f"the folder {folder} cannot be used: {error.strerror}; make room or correct its permissions"
     )
 
 

@@ -77,7 +77,7 @@ class Program:
         }
         with _Limit(order) as limit:
             try:
-                stack = auto.create_stack(**self._where(order))
+                stack = _opened(auto, auto.create_stack, self._where(order))
                 for key, value in config.items():
                     stack.set_config(key, value)
                 outputs = stack.up(on_output=_lines(order)).outputs
@@ -95,7 +95,7 @@ class Program:
         auto = _automation()
         with _Limit(order) as limit:
             try:
-                stack = auto.select_stack(**self._where(order))
+                stack = _opened(auto, auto.select_stack, self._where(order))
                 if order.again:
                     # The lock of the attempt that was interrupted.
                     stack.cancel()
@@ -213,6 +213,20 @@ def _automation() -> Any:
             "or use a command"
         ) from None
     return automation
+
+
+def _opened(auto: Any, how: Callable[..., Any], where: Mapping[str, Any]) -> Any:
+    """The stack; nothing was made yet if there is no CLI for it."""
+    try:
+        return how(**where)
+    except FileNotFoundError as error:
+        if error.filename != "pulumi":
+            raise
+        raise SettingError(
+            "pulumi is not on PATH where the listener runs; install the Pulumi CLI there"
+        ) from None
+    except auto.InvalidVersionError as error:
+        raise SettingError(f"pulumi on PATH cannot be used: {error}; install a newer one") from None
 
 
 def _project_name(file: Path) -> str:

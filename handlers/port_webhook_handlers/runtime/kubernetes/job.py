@@ -143,18 +143,19 @@ class _Printer:
 
 
 def _secrets(root: Path, route: Route) -> StoredSecrets:
-    path = root / "secrets" / names.SECRETS_FILE
     if not route.secrets and not route.encrypted_inputs:
         return StoredSecrets()
     try:
-        content = MountedSecrets(path).read()
+        content = MountedSecrets.below(root).read()
     except SecretFileError as error:
         raise JobError(f"The handler's secrets cannot be read: {error}") from error
     if missing := [name for name in route.secrets if name not in content.secrets]:
         raise JobError(
             f"The handler declares the secret {missing[0]}, which its Secret does not hold; deploy the stack again."
         )
-    return content
+    # Inputs that were encrypted before a rotation may be read after it.
+    former = (item.value for item in content.previous if item.value not in content.decryption)
+    return dataclasses.replace(content, decryption=(*content.decryption, *former))
 
 
 async def _run(root: Path, bundle: Path) -> int:

@@ -92,9 +92,7 @@ class Listener:
             config = configuration.load(self._root / "config")
             manifest, self.digest = manifests.load(self._bundle)
             served = _served(manifest, config.group)
-            secrets = LiveSecrets(
-                MountedSecrets(self._root / "secrets" / names.SECRETS_FILE), self._changed, self._unreadable
-            )
+            secrets = LiveSecrets(MountedSecrets.below(self._root), self._changed, self._unreadable)
             _check_secrets(served, secrets.content)
             work = self._root / "work"
             shared = config.listener(self._bundle, self._root / "secrets")
@@ -160,7 +158,10 @@ class Listener:
         return 200, self.metrics.render(await self.ledger.gauges())
 
     def _changed(self, content: StoredSecrets) -> None:
-        values = [item.value for item in content.signing] + [*content.decryption, *content.secrets.values()]
+        values = [item.value for item in (*content.signing, *content.previous)] + [
+            *content.decryption,
+            *content.secrets.values(),
+        ]
         if content.api is not None:
             values.append(content.api.client_secret)
         self._log.redact = Redactor(values)

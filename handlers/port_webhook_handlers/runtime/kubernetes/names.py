@@ -30,7 +30,11 @@ REPORTED_ANNOTATION: Final = f"{PREFIX}/reported"
 RUN_FILE: Final = "run.json"
 BODY_FILE: Final = "body"
 SECRETS_FILE: Final = "secrets.json"
+PREVIOUS_FILE: Final = "previous.json"
 CONFIG_FILE: Final = "config.json"
+
+FORMER_SIGNING: Final = "previous-secrets"
+"""Secret, in both namespaces, with what a rotation replaced; it comes and goes without a deployment."""
 
 CONTAINER: Final = "run"
 """Name of the container of a run's Job."""
