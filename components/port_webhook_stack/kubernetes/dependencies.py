@@ -14,7 +14,7 @@ from port_webhook_stack.kubernetes.settings import KubernetesSettings
 IMAGE_MODULES: Final = frozenset(
     {
         "certifi", "cffi", "charset_normalizer", "click", "confluent_kafka", "cryptography", "fastjsonschema",
-        "h11", "httptools", "idna", "jq", "port_webhook_handlers", "psutil", "pycparser", "requests", "urllib3",
+        "h11", "httptools", "idna", "jq", "orjson", "port_webhook_handlers", "psutil", "pycparser", "requests", "urllib3",
         "uvicorn", "uvloop",
     }
 )  # fmt: skip

@@ -105,7 +105,8 @@ def test_a_synchronous_run(listener: Listener) -> None:
     assert answer.status_code == 200
     assert answer.json()["text"] == "hello"
     assert set(answer.json()["environment"]) <= {
-        "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+        "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+        "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
     }  # fmt: skip
     assert listener.send("ask", "s_ask", text="hello").json() == answer.json()
     assert listener.marks("s_ask") == ["start"]
