@@ -154,6 +154,16 @@ class KubernetesSettings:
         return self.groups.get(name, Group())
 
 
+def is_pulled(target: KubernetesSettings | None, public_url: str | None) -> bool:
+    """Whether invocations come by the agent alone, because there is no way in.
+
+    Args:
+        target: settings of the target, if it is kubernetes.
+        public_url: of a proxy in front.
+    """
+    return target is not None and target.agent is not None and target.ingress is None and public_url is None
+
+
 def parse(values: Mapping[str, Any]) -> KubernetesSettings:
     """Checks the map `port-webhook-stack:kubernetes`.
 

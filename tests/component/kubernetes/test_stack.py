@@ -174,6 +174,33 @@ def test_port_calls_the_ingress(run: Callable[..., Mocks]) -> None:
     assert mocks.registered["w-verification"].inputs["url"] == "https://hooks.example.com"
 
 
+def test_without_a_way_in_the_agent_fetches_everything(run: Callable[..., Mocks]) -> None:
+    mocks = run({"ingress": None}, verify="off", identifierSuffix="-dev")
+    methods = {
+        name: mocks.registered[f"w-action-{name}"].inputs["invocationMethod"]
+        for name in ("work", "hello", "privileged@hello")
+    }
+    assert all(method["agent"] is True for method in methods.values())
+    assert methods["work"]["url"] == "http://listener.port-webhook.svc/webhooks/work"
+    assert methods["privileged@hello"]["url"] == (
+        "http://listener-ops.port-webhook.svc/webhooks/privileged%40hello"
+    )
+    spec = mocks.registered["w-deployment-port-webhook-agent"].inputs["spec"]["template"]["spec"]
+    variables = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    assert "work-dev" in variables["AGENT_ACTIONS"].split(",")
+    assert {"listener.port-webhook.svc", "listener-ops.port-webhook.svc"} <= set(
+        variables["AGENT_ALLOWED_HOSTS"].split(",")
+    )
+
+
+def test_beside_an_ingress_the_agent_takes_nothing_that_port_delivers(run: Callable[..., Mocks]) -> None:
+    mocks = run()
+    spec = mocks.registered["w-deployment-port-webhook-agent"].inputs["spec"]["template"]["spec"]
+    variables = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    assert variables["AGENT_ACTIONS"] == "-"
+    assert mocks.registered["w-action-work"].inputs["invocationMethod"]["agent"] is False
+
+
 def test_secrets_are_secret_and_where_they_belong(run: Callable[..., Mocks]) -> None:
     mocks = run()
     contents = {
