@@ -97,7 +97,7 @@ def test_policies_are_exact(run: Run) -> None:
                 "sqs:GetQueueAttributes",
                 "sqs:ReceiveMessage",
             ],
-            "Resource": [f"arn:aws:sqs:{REGION}:{ACCOUNT}:port-webhook-test-runs-release"],
+            "Resource": [f"arn:aws:sqs:{REGION}:{ACCOUNT}:port-webhook-test-runs-release.fifo"],
         },
         {
             "Sid": "Claim",
@@ -246,7 +246,7 @@ def test_functions_know_where_everything_is(run: Run) -> None:
     functions = run().of("aws:lambda/function:Function")
     receiver = json.loads(functions["w-listener-receiver"]["environment"]["variables"]["PORT_WEBHOOK"])
     assert receiver["queues"] == {
-        name: f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/port-webhook-test-runs-{name}"
+        name: f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/port-webhook-test-runs-{name}.fifo"
         for name in ("default", "release")
     }
     assert receiver["functions"] == {"release": "port-webhook-test-sync-release"}

@@ -72,10 +72,11 @@ class QueueClaims:
                 message = ReportMessage(run_id, end.reports, (route, body_hash.hex()))
                 send_reports(self._api, self._deployment.reports, message, "refused")
             else:
-                group = self._manifest.routes[route].privilege_group
+                found = self._manifest.routes[route]
                 run = RunMessage(run_id, route, body_hash.hex(), payload, time.time())
                 try:
-                    send_run(self._api, self._deployment.queues[group], run)
+                    queue = self._deployment.queues[found.privilege_group]
+                    send_run(self._api, queue, run, serial=found.max_concurrency == 1)
                 except AwsError:
                     return self._instead(run)
         except (AwsError, KeyError) as error:
