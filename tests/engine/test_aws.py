@@ -299,7 +299,14 @@ def test_a_run_that_nobody_could_start_is_redriven(cloud: Cloud) -> None:
 
 
 def test_status_and_logs(cloud: Cloud) -> None:
+    alarm = "port-webhook-aws-dev-reporter-errors"
+    cloud.account.aws(
+        "cloudwatch", "set_alarm_state", AlarmName=alarm, StateValue="ALARM", StateReason="test"
+    )
     shown = cloud.cli("status").stdout
+    assert [line for line in shown.splitlines() if line.startswith("ALARM")] == [
+        "ALARM        reporter-errors  The function reporter fails."
+    ]
     assert f"listener     {cloud.account.url}/function-url/port-webhook-aws-dev-receiver  ({REGION})" in shown
     for line in ("worker-release  Active", "reports.fifo  0 waiting, 0 in work", "dead letters 0"):
         assert line in shown
