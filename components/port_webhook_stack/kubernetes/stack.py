@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,12 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
     Raises:
         StackError: settings, handlers and target do not fit together.
     """
+    if importlib.util.find_spec("pulumi_kubernetes") is None:
+        raise SettingsError(
+            f"{MODULE}:target",
+            "is kubernetes, but Pulumi's SDK for it is not installed",
+            "Run `.venv/bin/pip install 'pulumi-kubernetes>=4,<5'`",
+        )
     target = settings.kubernetes
     if target is None:
         raise SettingsError(

@@ -17,7 +17,7 @@ import yaml
 from tests.kubernetes.stack import HANDLERS, SETTINGS, SIGNING, TOKEN
 
 from port_webhook_stack import SettingsError, StackError, WebhookStack
-from port_webhook_stack.kubernetes import reachable
+from port_webhook_stack.kubernetes import reachable, shards
 from port_webhook_stack.settings import Settings, parse
 
 SECRET_MARK = "4dabf18193072939515e22adb298388d"
@@ -263,6 +263,11 @@ NEEDY = HANDLERS + "\nimport paramiko\n"
         ({"ingress": None, "agent": None}, {}, "kubernetes.ingress: is missing"),
         ({"ingress": None}, {}, "port-webhook-stack:verify: is http"),
         ({"ingress": {"tlsSecret": "t"}}, {}, "kubernetes.ingress.host: is missing"),
+        ({"image": "registry.example.com/runtime:1"}, {}, "does not name an image by digest"),
+        ({"ingress": {"host": "hooks.example.com"}}, {}, "kubernetes.ingress.tlsSecret: is missing"),
+        ({"apiServer": None}, {}, "kubernetes.apiServer: is missing"),
+        ({"tolerations": [{"efect": "NoSchedule"}]}, {}, "did you mean effect?"),
+        ({"tolerations": [{"effect": "Never"}]}, {}, "tolerations[0].effect: 'Never' is unknown"),
         ({"groups": {"opz": {}}}, {}, "kubernetes.groups.opz: is no privilege group"),
         ({"existingSecrets": {"work": "x"}}, {}, "kubernetes.existingSecrets.work: is neither"),
         ({"renderYamlToDirectory": "out"}, {}, "plain text in files"),
@@ -331,6 +336,25 @@ def test_kubeconfigs_that_the_provider_would_not_merge_are_refused(
 def test_only_another_cluster_makes_everything_anew(run: Callable[..., Mocks], cluster: Path) -> None:
     inputs = run().registered["w-cluster"].inputs
     assert inputs["clusterIdentifier"] == reachable.server_of(str(cluster), None)
+
+
+def test_a_bundle_that_does_not_fit_is_refused_at_preview(
+    tmp_path: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1024)
+    with pytest.raises(StackError) as caught:
+        WebhookStack("w", make_settings(tmp_path, {**SETTINGS, "kubeconfig": str(cluster)}))
+    assert "port-webhook-stack:handlers: the bundle is" in str(caught.value)
+    assert "kubernetes.groups.<group>.image" in str(caught.value)
+
+
+def test_a_missing_sdk_is_named_with_the_command(
+    tmp_path: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StackError) as caught:
+        WebhookStack("w", make_settings(tmp_path, {**SETTINGS, "kubeconfig": str(cluster)}))
+    assert "pip install 'pulumi-kubernetes>=4,<5'" in str(caught.value)
 
 
 def test_local_port_is_out_of_reach_of_a_cluster(tmp_path: Path) -> None:
