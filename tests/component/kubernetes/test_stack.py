@@ -367,3 +367,38 @@ def test_local_port_is_out_of_reach_of_a_cluster(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         WebhookStack("w", parse("dev", texts, frozenset(), {}, tmp_path))
     assert "port-webhook:region: is local" in str(caught.value)
+
+
+def test_bundled_handlers_may_change_the_deployments_of_their_settings(run: Callable[..., Mocks]) -> None:
+    services = {
+        name: {"namespace": namespace, "image": f"registry.example.com/{name}:{{version}}"}
+        for name, namespace in (("cart", "shop"), ("bill", "billing"))
+    }
+    mocks = run(
+        {"groups": None},
+        handlers=[f"port_webhook_handlers.bundled.{name}" for name in ("deploy", "running")],
+        handlerSettings={"*": {"target": "kubernetes", "services": services}},
+        secrets={},
+    )
+    roles = [args.inputs for args in mocks.registered.values() if args.typ.endswith(":Role")]
+    rules = {
+        (role["metadata"]["namespace"], role["metadata"]["name"]): [
+            (rule["resourceNames"], rule["verbs"]) for rule in role["rules"]
+        ]
+        for role in roles
+        if role["metadata"]["namespace"] in ("shop", "billing")
+    }
+    names = [name.partition("run-deploy")[0] for _, name in rules if name.endswith("run-deploy")]
+    assert len(set(names)) == 1
+    run_role = f"{names[0]}run-deploy"
+    listener_role = next(name for _, name in rules if name.endswith("listener-look"))
+    assert rules == {
+        ("billing", run_role): [(["bill"], ["get", "patch"])],
+        ("shop", run_role): [(["cart"], ["get", "patch"])],
+        ("billing", listener_role): [(["bill"], ["get"])],
+        ("shop", listener_role): [(["cart"], ["get"])],
+    }
+    # The API server is open to runs that have something to do there.
+    policies = [args.inputs for args in mocks.registered.values() if args.typ.endswith(":NetworkPolicy")]
+    (opened,) = [item for item in policies if item["metadata"]["name"] == "run-deploy"]
+    assert any(rule.get("ports", [{}])[-1].get("port") == 6443 for rule in opened["spec"]["egress"])
