@@ -142,7 +142,7 @@ def send_run(api: AwsApi, queue: str, message: RunMessage, *, serial: bool = Fal
     if queue.endswith(".fifo"):
         once = f"{message.run_id} {message.route} {message.body_hash}"
         body |= {
-            "MessageGroupId": message.route if serial else _digest(message.run_id),
+            "MessageGroupId": _digest(message.route if serial else message.run_id),
             "MessageDeduplicationId": _digest(once),
         }
     api.call("sqs", "SendMessage", body)
