@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.unit.bundled.services import SPEC, deploy, entity, failure, running, settings, version_at
 
 from port_webhook_handlers.bundled.running import what_runs_where
