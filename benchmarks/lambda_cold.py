@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from port_webhook_handlers.bundle import build
+from port_webhook_handlers.bundle import Bundle, build
 from port_webhook_stack.listener.aws_archive import build_archive
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,8 +80,8 @@ def run(small: bool) -> Iterator[tuple[str, float]]:
     """Yields the figures of this benchmark."""
     rounds = 7 if small else 25
     with tempfile.TemporaryDirectory() as folder, _Aws() as aws:
-        root, size, digest = _unpacked(Path(folder))
-        environment = _environment(aws.url, digest)
+        root, size, bundle = _unpacked(Path(folder))
+        environment = _environment(aws.url, bundle)
         accept, verify = _event("deploy_microservice"), _event("another_action")
         ours, boto3, short, bare = (
             ([sys.executable, "-c", _OURS, str(root)], accept, "202"),
@@ -106,7 +106,7 @@ def run(small: bool) -> Iterator[tuple[str, float]]:
     yield "lambda.accept_warm_ms", warm
 
 
-def _unpacked(folder: Path) -> tuple[Path, int, str]:
+def _unpacked(folder: Path) -> tuple[Path, int, Bundle]:
     bundle = build(["port_webhook_handlers.bundled.deploy"], folder / "bundles")
     archive = build_archive(
         bundle,
@@ -120,16 +120,17 @@ def _unpacked(folder: Path) -> tuple[Path, int, str]:
     root = folder / "task"
     with zipfile.ZipFile(archive.path) as package:
         package.extractall(root)
-    return root, archive.size, bundle.digest
+    return root, archive.size, bundle
 
 
-def _environment(url: str, digest: str) -> dict[str, str]:
+def _environment(url: str, bundle: Bundle) -> dict[str, str]:
     queue = f"{url}/123456789012/runs"
+    groups = {route["privilege_group"] for route in bundle.routes.values()}
     deployment = {
-        "digest": digest,
+        "digest": bundle.digest,
         "table": "ledger",
         "secrets": {"signing": "signing"},
-        "queues": {"default": queue},
+        "queues": dict.fromkeys(sorted(groups), f"{queue}.fifo"),
         "reports": f"{url}/123456789012/reports.fifo",
     }
     return {

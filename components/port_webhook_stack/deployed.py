@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pulumi
 
@@ -16,6 +17,7 @@ class Deployed:
         secrets_version: changes with the secrets that it reads.
         listener: what definitions in Port depend on.
         before: what else was deployed first, and an agent needs.
+        bases: base URLs of the routes, by name, that are not behind `url`.
         settle_seconds: how long the way to it may take to become that of this deployment.
     """
 
@@ -23,4 +25,5 @@ class Deployed:
     secrets_version: pulumi.Output[str]
     listener: pulumi.Resource
     before: tuple[pulumi.Resource, ...] = ()
+    bases: Mapping[str, str] = field(default_factory=dict)
     settle_seconds: int = 0

@@ -16,6 +16,7 @@ from port_webhook_stack.agent.definitions import with_agent
 from port_webhook_stack.definitions import by_identifier, check, gather, with_suffix
 from port_webhook_stack.deployed import Deployed
 from port_webhook_stack.errors import SettingsError, StackError
+from port_webhook_stack.kubernetes.settings import is_pulled
 from port_webhook_stack.listener.local import LocalListener
 from port_webhook_stack.organisation import look_up
 from port_webhook_stack.port.resources import (
@@ -112,6 +113,7 @@ class WebhookStack(pulumi.ComponentResource):
         )
         self.digest = bundle.digest
         self.url = deployed.url
+        self._bases = deployed.bases
         proof: list[pulumi.Resource] = [deployed.listener]
         if settings.verify == "http":
             proof = [
@@ -253,7 +255,7 @@ class WebhookStack(pulumi.ComponentResource):
         base = API_BASE_URLS.get(self._settings.region or "", self._settings.base_url) or API_BASE_URLS["eu"]
         return resolve_urls(
             body,
-            route=lambda name: pulumi.Output.concat(self.url, route_path(name)),
+            route=lambda name: pulumi.Output.concat(self._bases.get(name, self.url), route_path(name)),
             port_api=lambda path: f"{base}{path}",
         )
 
@@ -272,7 +274,13 @@ def _target(settings: Settings, bundle: Bundle) -> _Target | None:
 
     def deploy(parent: WebhookStack, organisation: Mapping[str, pulumi.Input[str]], keys: _Keys) -> Deployed:
         return kubernetes.deploy(
-            parent._name, settings, plan, organisation=organisation, **keys, parent=parent
+            parent._name,
+            settings,
+            plan,
+            definitions=parent.definitions,
+            organisation=organisation,
+            **keys,
+            parent=parent,
         )
 
     return deploy
@@ -334,7 +342,9 @@ def _bodies(
     bodies = with_suffix(by_identifier(declared), settings.identifier_suffix)
     if settings.agent is not None:
         return with_agent(bodies, settings.agent.actions)
-    pulled = settings.aws is not None and settings.aws.ingress == "none"
+    pulled = (settings.aws is not None and settings.aws.ingress == "none") or is_pulled(
+        settings.kubernetes, settings.listener.public_url
+    )
     return with_agent(bodies) if pulled else bodies
 
 

@@ -54,11 +54,12 @@ class Received:
 
 @dataclass
 class Destination:
-    """A real HTTP server; `answer` decides what each request gets."""
+    """A real HTTP server; `answer` decides what each request gets, `headers` are sent with all replies."""
 
     url: str = ""
     received: list[Received] = field(default_factory=list)
     answer: Callable[[Received], tuple[int, bytes]] = lambda request: (200, b"")
+    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def host(self) -> str:
@@ -85,7 +86,8 @@ def destination() -> Iterator[Destination]:
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("location", f"{target.url}/elsewhere")
-            self.send_header("content-length", str(len(data)))
+            for name, value in {**target.headers, "content-length": str(len(data))}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
 

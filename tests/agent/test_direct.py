@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,20 +130,30 @@ def test_a_message_of_the_topic_is_executed_once(
 
 
 def test_a_kafka_action_is_read_from_the_topic(
-    topic: Topic, port: FakePort, listeners: Any, tmp_path: Path
+    broker: Path, local_port: LocalPort, listeners: Any, tmp_path: Path
 ) -> None:
     """What a KAFKA invocation sends is its payload alone, unsigned (Port's documented form)."""
-    client = ("client-id", topic.secret)
-    started = listeners(port.url, client, kafka(topic), KAFKA_PASSWORD=topic.password)
-    payload = {
-        **action_body("greet"),
-        "port_context": {"action": "greet", "runId": "r_2"},
-        "inputs": {"text": "y"},
+    organization = local_port.api("GET", "/organization")["organization"]["id"]
+    topic = Topic(broker, organization, local_port.client_secret)
+    known = {"brokers": [topic.brokers], "username": topic.username, "password": topic.password}
+    local_port.admin("PUT", "/kafka", {**known, "caFile": str(topic.ca_file)})
+    form = {"properties": {"text": {"type": "string"}}}
+    body = {
+        "identifier": "greet",
+        "trigger": {"type": "self-service", "operation": "CREATE", "userInputs": form},
+        "invocationMethod": {"type": "KAFKA", "payload": action_body("greet")},
     }
-    topic.write(json.dumps(payload).encode())
-    assert poll(lambda: port.ended("r_2"), 30)["status"] == "SUCCESS"
-    group = f"group {topic.organization}.direct"
+    local_port.api("POST", "/actions", body)
+    # Brokers and credentials come from Port's API here.
+    agent = kafka(topic)
+    agent["kafka"] |= {"brokers": None, "username": None}
+    started = listeners(local_port.url, (local_port.client_id, local_port.client_secret), agent)
+    run = local_port.finished(local_port.execute("greet", {"text": "Zoë"}), 30)
+    assert run["status"] == "SUCCESS"
+    assert run["summary"].startswith("greeted Zoë")
+    group = f"group {organization}.direct"
     poll(lambda: f"ready, {group}, 3 partitions, 0 behind" in shown(tmp_path, started))
+    topic.close()
 
 
 def test_the_status_tells_that_credentials_are_refused(

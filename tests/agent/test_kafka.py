@@ -37,7 +37,8 @@ def group(topic: Topic) -> str:
 def test_a_signed_message_is_forwarded_and_committed(
     topic: Topic, target: Destination, port: FakePort, kafka_agents: Any
 ) -> None:
-    agent = kafka_agents(run_logs=True).until_ready()
+    agent = kafka_agents(run_logs=True, actions=("ship",)).until_ready()
+    topic.send("http://elsewhere.invalid", "r_other", action="other")
     topic.send(f"{target.url}/ship", "r_1")
     request: Received = poll(lambda: next(iter(target.received), None))
     assert request.path == "/ship"
@@ -46,10 +47,10 @@ def test_a_signed_message_is_forwarded_and_committed(
     assert "headers" not in request.json
     assert request.json["inputs"] == {"text": "Zoë ✓"}
     assert request.headers["x-custom"] == "yes"
-    poll(lambda: topic.committed(group(topic)) == 1)
+    poll(lambda: topic.committed(group(topic)) == 2)
     poll(lambda: port.logs.get("r_1"))
     assert agent.stop() == 0
-    # One line in the run's log, and no status: the destination reports an asynchronous run itself.
+    # Nothing about the run of another agent's action. One line in the run's log, and no status: the destination reports an asynchronous run itself.
     assert [(method, path) for method, path, _ in port.calls] == [("POST", "/v1/actions/runs/r_1/logs")]
 
 
@@ -120,8 +121,14 @@ def test_a_poison_message_holds_nothing_up(topic: Topic, target: Destination, ka
 def test_a_message_that_nobody_signed_ends_its_run(
     topic: Topic, target: Destination, port: FakePort, kafka_agents: Any
 ) -> None:
+    away = {"on": True}
+    port.fault = lambda method, path: (503, {}, {"ok": False}) if away["on"] else None
     kafka_agents()
     topic.write(topic_message("r_forged", target.url, "another secret"))
+    poll(lambda: port.statuses("r_forged") >= 2)
+    # As long as Port has not taken the failure, the message is not done.
+    assert topic.committed(group(topic)) == 0
+    away["on"] = False
     run = poll(lambda: port.ended("r_forged"))
     assert run["status"] == "FAILURE"
     assert "signature" in run["summary"]
@@ -281,6 +288,14 @@ def test_metrics_tell_lag_outcomes_and_latency(topic: Topic, target: Destination
 def test_a_group_that_port_refuses_is_told(topic: Topic, kafka_agents: Any) -> None:
     agent = kafka_agents(kafka={"group_id": "somebody.else"})
     poll(lambda: "refuses access" in str(agent.ready()["problem"]))
+
+
+def test_a_member_without_a_partition_is_told(broker: Path, kafka_agents: Any, topic: Topic) -> None:
+    """Port's agent exits then; ours stands by, and is not ready."""
+    agents = [kafka_agents() for _ in range(4)]
+    poll(lambda: sum(agent.ready()["ready"] for agent in agents) == 3, 30)
+    [idle] = [status for status in (agent.ready() for agent in agents) if not status["ready"]]
+    assert "no partition is assigned" in idle["problem"]
 
 
 @pytest.mark.slow

@@ -126,11 +126,15 @@ def test_an_authority_of_the_environment_and_a_proxy_for_all(
 ) -> None:
     """The variables that the image of Port's own agent sets; the proxy stands in ALL_PROXY."""
     found, ca_file = company
-    offer(port, {"r_1": f"https://{HOOKS}/a"})
+    offer(port, {"r_1": f"https://{HOOKS}/a", "r_strange": f"https://{STRANGE}/c"})
     environment = {"ALL_PROXY": with_password(found), name: str(ca_file)}
-    agent = AgentProcess(tmp_path / "agent", config(), "id", SECRET, environment)
+    verify = name == "SSL_CERT_FILE"
+    agent = AgentProcess(tmp_path / "agent", config(verify_tls=verify), "id", SECRET, environment)
     try:
         assert poll(lambda: port.ended("r_1"), message=agent.log)["status"] == "SUCCESS"
+        # Destinations may go unchecked; Port's API never does.
+        strange = poll(lambda: port.ended("r_strange"), message=agent.log)
+        assert strange["status"] == ("FAILURE" if verify else "SUCCESS")
     finally:
         agent.kill()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,8 @@ def test_an_asynchronous_run_is_forwarded_and_acknowledged(
     assert local_port.run(run_id)["status"] == "IN_PROGRESS"
     eventually(lambda: any("answered 200" in line for line in local_port.logs(run_id)))
     assert agent.ready()["ready"]
+    # A setting of the whole organisation is nobody's to change without being told.
+    assert local_port.api("GET", "/organization")["organization"]["settings"] == {}
     assert agent.stop() == 0
 
 
@@ -258,6 +262,38 @@ def test_a_killed_agent_loses_nothing(local_port: LocalPort, target: Destination
         30,
     )
     assert set(target.run_ids()[before:]) == runs
+
+
+def test_an_end_in_order_waits_for_deliveries_and_acknowledges_them(
+    local_port: LocalPort, target: Destination, agents: Any
+) -> None:
+    """The claim lapses in the meantime, and the agent that still works on it does not deliver it twice."""
+    local_port.admin("PUT", "/settings", {"claimSeconds": 0.1})
+    define(local_port, target)
+    gate = threading.Event()
+    target.answer = lambda request: (200, b"") if gate.wait(20) else (500, b"")
+    agent = agents()
+    run_id = local_port.execute("ship", {"text": "x"})
+    poll(lambda: target.received)
+
+    def claims() -> int:
+        return local_port.calls()["POST /v1/actions/runs/claim-pending"]
+
+    def has_stopped_claiming() -> bool:
+        before = claims()
+        time.sleep(0.2)
+        return claims() == before
+
+    before = claims()
+    poll(lambda: claims() >= before + 5)
+    agent.process.terminate()
+    poll(has_stopped_claiming)
+    late = local_port.execute("ship", {"text": "late"})
+    gate.set()
+    assert agent.stop() == 0
+    assert target.run_ids() == [run_id]
+    assert local_port.admin("GET", f"/runs/{run_id}")["delivery"] == "acknowledged"
+    assert local_port.admin("GET", f"/runs/{late}")["delivery"] == "agent", "left to the next agent"
 
 
 def test_kills_and_faults_lose_nothing_and_execute_nothing_twice(

@@ -84,9 +84,10 @@ class AwsStack:
             ],
             BillingMode="PAY_PER_REQUEST",
         )
-        self.dead = self._queue(f"{prefix}-dead")
+        self.dead = self._queue(f"{prefix}-dead.fifo", FifoQueue="true")
         self.work = self._queue(
-            f"{prefix}-work",
+            f"{prefix}-work.fifo",
+            FifoQueue="true",
             RedrivePolicy=json.dumps(
                 {"deadLetterTargetArn": self._arn(self.dead), "maxReceiveCount": max_receives}
             ),

@@ -173,11 +173,6 @@ def test_mistakes(account: Account, arguments: tuple[str, ...], part: str) -> No
     assert part in text
 
 
-def test_a_stack_that_was_never_deployed(account: Account) -> None:
-    code, text = account.run("logs")
-    assert (code, "there is no log group /aws/lambda/acme-…: deploy the stack first" in text) == (1, True)
-
-
 def test_reports_that_were_given_up_go_back_to_their_queue(account: Account) -> None:
     urls = [
         account.aws("sqs", "create_queue", QueueName=name, Attributes={"FifoQueue": "true"})["QueueUrl"]
@@ -196,3 +191,14 @@ def test_reports_that_were_given_up_go_back_to_their_queue(account: Account) -> 
     assert "1 messages are on the queue of reports again" in text
     found = account.aws("sqs", "receive_message", QueueUrl=urls[1], AttributeNames=["All"])["Messages"]
     assert [(item["Body"], item["Attributes"]["MessageGroupId"]) for item in found] == [("m", "r_1")]
+
+
+def test_logs_are_those_of_this_stack_alone(account: Account) -> None:
+    assert "there is no log group" in account.run("logs")[1]
+    for name in ("acme-receiver", "acme-eu-receiver"):
+        group = f"/aws/lambda/{name}"
+        account.aws("logs", "create_log_group", logGroupName=group)
+        account.aws("logs", "create_log_stream", logGroupName=group, logStreamName="s")
+        line = {"timestamp": int(time.time() * 1000), "message": f"line of {name}"}
+        account.aws("logs", "put_log_events", logGroupName=group, logStreamName="s", logEvents=[line])
+    assert account.run("logs")[1].splitlines() == ["receiver: line of acme-receiver"]

@@ -67,6 +67,11 @@ def pass_on(inputs: Form, run: Run) -> HandedOver:
     mark(run)
     return HandedOver("Waiting for a worker.", "https://example.com/queue")
 
+@action("serial", title="Serial", max_concurrency=1)
+def serial(inputs: Form, run: Run) -> Success:
+    mark(run)
+    return Success()
+
 @action("ask", title="Ask", mode="sync")
 def ask(inputs: Form, run: Run) -> Success | Failure:
     mark(run)
@@ -244,13 +249,31 @@ def test_a_run_that_is_handed_over_stays_open_for_the_worker(listener: Listener)
     # Not even a message that came back too often ends it.
     item = listener.stack.item(run_id)
     late = RunMessage(run_id, "pass_on", item["body_hash"], b"{}", 1.0)
-    listener.stack.sqs.send_message(QueueUrl=listener.stack.dead, MessageBody=late.dumps())
+    listener.stack.sqs.send_message(
+        QueueUrl=listener.stack.dead, MessageBody=late.dumps(), MessageGroupId="1", MessageDeduplicationId="1"
+    )
     listener.stack.settle()
     assert listener.status(run_id) == "IN_PROGRESS"
     end = {"status": "SUCCESS", "summary": "rotated"}
     listener.port.api("PATCH", f"/actions/runs/{run_id}", end)
     listener.stack.settle()
     assert listener.status(run_id) == "SUCCESS"
+
+
+def test_an_action_with_a_concurrency_of_one_is_handed_over_one_at_a_time(listener: Listener) -> None:
+    sqs, work = listener.stack.sqs, listener.stack.work
+    runs = [listener.run("serial") for _ in range(3)] + [listener.run("greet") for _ in range(2)]
+
+    # One at a time, as Lambda takes them for a worker.
+    first = []
+    while found := sqs.receive_message(QueueUrl=work, VisibilityTimeout=600).get("Messages"):
+        first += [json.loads(item["Body"]) | {"receipt": item["ReceiptHandle"]} for item in found]
+    assert [item["run_id"] for item in first] == [runs[0], runs[3], runs[4]]
+    for item in first:
+        sqs.change_message_visibility(QueueUrl=work, ReceiptHandle=item["receipt"], VisibilityTimeout=0)
+    listener.stack.settle()
+    assert [listener.status(run_id) for run_id in runs] == ["SUCCESS"] * 5
+    assert [listener.marks(run_id) for run_id in runs] == [["1"]] * 5
 
 
 def test_a_repeated_delivery_never_runs_twice(listener: Listener) -> None:

@@ -727,6 +727,14 @@ def test_8_5_an_opened_secret_in_the_message_itself(forwarded: Forwarded) -> Non
     assert body == {"deep": [{"x": "s3cr3t"}], "payload": {"y": 1}}
 
 
+def test_8_5_a_reply_is_quoted_only_on_demand(forwarded: Forwarded) -> None:
+    """Unlike Port's agent, which does so unless it is told not to."""
+    quiet = forwarded(lambda url: event(url), answer=(400, b"reply-text")).reports
+    assert "reply-text" not in quiet[0]["summary"]
+    detailed = forwarded(lambda url: event(url), answer=(400, b"reply-text"), detailed=True).reports
+    assert "reply-text" in detailed[0]["summary"]
+
+
 SYNCHRONOUS = {"synchronized": True}
 
 
@@ -882,5 +890,12 @@ def test_8_4_nodes_of_workflows_are_claimed_delivered_reported_and_acknowledged(
         ("PATCH", "/v1/workflows/runs/ack", {"nodeRunIdentifier": "wfnr_1"}),
     ]
     claims = [body for _, path, body in port.calls if path == "/v1/workflows/runs/claim-pending"]
-    assert claims[0]["installationId"] == "_PORT_EXEC_AGENT"
+    # As many as fit, for longer than all attempts may take; there is no call that extends it.
+    assert claims[0] == {
+        "installationId": "_PORT_EXEC_AGENT",
+        "limit": 100,
+        "visibilityTimeoutMs": 1000 * (120 + 30 + 30),
+    }
+    [asked, *_] = [body for _, path, body in port.calls if path == "/v1/actions/runs/claim-pending"]
+    assert asked == {**claims[0], "invocationMethod": "WEBHOOK"}
     assert [request.path for request in target.received] == ["/node"]

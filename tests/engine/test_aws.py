@@ -269,7 +269,7 @@ def test_a_rotation_needs_no_deployment_of_code(cloud: Cloud) -> None:
 
 def test_a_run_that_nobody_could_start_is_redriven(cloud: Cloud) -> None:
     work, dead = (
-        cloud.account.aws("sqs", "get_queue_url", QueueName=f"port-webhook-aws-dev-runs-release{end}")[
+        cloud.account.aws("sqs", "get_queue_url", QueueName=f"port-webhook-aws-dev-runs-release{end}.fifo")[
             "QueueUrl"
         ]
         for end in ("", "-dead")
@@ -279,7 +279,14 @@ def test_a_run_that_nobody_could_start_is_redriven(cloud: Cloud) -> None:
     eventually(lambda: cloud.port.deliveries(run=run))
     # As SQS does with a message that was delivered too often.
     (message,) = cloud.account.aws("sqs", "receive_message", QueueUrl=work, WaitTimeSeconds=1)["Messages"]
-    cloud.account.aws("sqs", "send_message", QueueUrl=dead, MessageBody=message["Body"])
+    cloud.account.aws(
+        "sqs",
+        "send_message",
+        QueueUrl=dead,
+        MessageBody=message["Body"],
+        MessageGroupId="1",
+        MessageDeduplicationId="1",
+    )
     cloud.account.aws("sqs", "delete_message", QueueUrl=work, ReceiptHandle=message["ReceiptHandle"])
     cloud.account.paused = False
     assert cloud.port.finished(run, 30)["status"] == "FAILURE"
@@ -292,7 +299,14 @@ def test_a_run_that_nobody_could_start_is_redriven(cloud: Cloud) -> None:
 
 
 def test_status_and_logs(cloud: Cloud) -> None:
+    alarm = "port-webhook-aws-dev-reporter-errors"
+    cloud.account.aws(
+        "cloudwatch", "set_alarm_state", AlarmName=alarm, StateValue="ALARM", StateReason="test"
+    )
     shown = cloud.cli("status").stdout
+    assert [line for line in shown.splitlines() if line.startswith("ALARM")] == [
+        "ALARM        reporter-errors  The function reporter fails."
+    ]
     assert f"listener     {cloud.account.url}/function-url/port-webhook-aws-dev-receiver  ({REGION})" in shown
     for line in ("worker-release  Active", "reports.fifo  0 waiting, 0 in work", "dead letters 0"):
         assert line in shown

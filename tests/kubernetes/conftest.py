@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.kubernetes.kubelet import Kubelet
 from tests.kubernetes.stack import manifests, plan, store
 
 from port_webhook_localport import control
+from port_webhook_stack.agent import kubernetes as agents
 
 
 @pytest.fixture(scope="session")
@@ -56,15 +58,22 @@ def port(scratch: Path) -> Iterator[LocalPort]:
 
 @pytest.fixture(scope="session")
 def stack(plane: ControlPlane, kubelet: Kubelet, port: LocalPort, scratch: Path) -> Iterator[Stack]:
-    found = plan(scratch, {"agent": None, "startSeconds": 30, "maxJobs": 24}, port=port.url)
+    # No name of a Service is known on this machine.
+    agent = {"kind": "own", "environment": {"AGENT_ALLOWED_HOSTS": "127.0.0.1"}}
+    found = plan(scratch, {"agent": agent, "startSeconds": 30, "maxJobs": 24}, port=port.url)
+    found = dataclasses.replace(found, agent_actions=["pulled"])
     stack = Stack(plane, kubelet, port, found)
-    applied = manifests(found, store(port.client_id, port.client_secret))
+    credentials = {"PORT_CLIENT_ID": port.client_id, "PORT_CLIENT_SECRET": port.client_secret}
+    applied = [
+        *manifests(found, store(port.client_id, port.client_secret)),
+        agents.secret(found, credentials),
+    ]
     for manifest in applied:
         plane.apply(manifest)
     eventually(
         lambda: (
-            (len(stack.pods("listener")), len(stack.pods("listener-ops")), len(stack.pods("dispatcher")))
-            == (2, 2, 1)
+            [len(stack.pods(name)) for name in ("listener", "listener-ops", "dispatcher", "agent")]
+            == [2, 2, 1, 1]
         ),
         WAIT,
         "the Deployments do not become ready",

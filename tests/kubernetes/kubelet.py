@@ -26,6 +26,8 @@ from urllib.parse import urlsplit
 import requests
 from tests.kubernetes.control_plane import REPOSITORY, ControlPlane, free_port
 
+from port_webhook_handlers.runtime.kubernetes import names
+
 NODES = ("node-a", "node-b")
 HEARTBEAT_SECONDS = 8.0
 MERGE = "application/merge-patch+json"
@@ -322,7 +324,11 @@ class Kubelet:
             elif field.startswith("metadata.annotations["):
                 environment[item["name"]] = metadata.get("annotations", {}).get(field[22:-2], "")
             else:
-                environment[item["name"]] = item.get("value", "")
+                # Where a container has its mounts, a process of this machine has a folder.
+                value = item.get("value", "").replace(f"{names.ROOT}/", f"{pod.folder}/")
+                environment[item["name"]] = value
+        if "AGENT_HEALTH_PORT" in environment:
+            environment["AGENT_HEALTH_PORT"] = str(pod.metrics_port)
         if spec.get("automountServiceAccountToken"):
             folder = pod.folder / "account"
             folder.mkdir(exist_ok=True)

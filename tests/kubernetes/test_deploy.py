@@ -23,7 +23,7 @@ from port_webhook_handlers.bundled.scale_restart import restart_service, scale_s
 from port_webhook_handlers.runtime import manifest as manifests_of_bundles
 from port_webhook_handlers.sdk import Success
 from port_webhook_handlers.sdk.testing import Invocation, invoke
-from port_webhook_stack.kubernetes import access
+from port_webhook_stack.kubernetes import access, jobs
 from port_webhook_stack.kubernetes import settings as target
 from port_webhook_stack.kubernetes.plan import Plan
 
@@ -272,3 +272,8 @@ def test_what_is_rendered_is_exactly_that(cluster: Cluster) -> None:
         ("port-runs", "run-deploy"),
         ("port", "listener-look"),
     ]
+    # Its runs get a token, and the admission policy lets them have it.
+    pod = jobs.templates(cluster.plan)["deploy_microservice"]["spec"]["template"]["spec"]
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("run-deploy", True)
+    variables = access.admission_policies(cluster.plan)[0]["spec"]["variables"]
+    assert {"name": "tokens", "expression": '["run-deploy"]'} in variables

@@ -13,6 +13,7 @@ from tests.fixtures_localport import eventually
 from tests.kubernetes.deployed import WAIT, Stack
 from tests.kubernetes.kubelet import MERGE
 
+from port_webhook_handlers.port.envelope import action_webhook
 from port_webhook_handlers.runtime.kubernetes import names
 
 pytestmark = pytest.mark.kubernetes
@@ -150,6 +151,21 @@ def test_what_is_refused_ends_in_port(stack: Stack) -> None:
     bad = stack.port.execute("hello")
     answer = stack.send("work", f"{bad}x", seconds="long")
     assert (answer.status_code, answer.json()["accepted"]) == (202, False)
+
+
+def test_the_agent_brings_runs_that_port_cannot_deliver(stack: Stack) -> None:
+    method = action_webhook("work", synchronized=False).to_body()
+    body = {
+        "identifier": "pulled",
+        "trigger": {"type": "self-service", "operation": "CREATE", "userInputs": {"properties": {}}},
+        "invocationMethod": {**method, "url": f"{stack.url()}/webhooks/work", "agent": True},
+    }
+    stack.port.api("POST", "/actions", body)
+    run_id = stack.port.execute("pulled")
+    assert stack.port.finished(run_id, WAIT)["status"] == "SUCCESS"
+    assert any("answered 202" in line for line in stack.port.logs(run_id))
+    log = stack.pod("agent").log.read_text()
+    assert stack.port.client_secret not in log
 
 
 def test_metrics_are_on_a_port_of_their_own(stack: Stack) -> None:

@@ -114,6 +114,8 @@ class KubernetesAgent(pulumi.ComponentResource):
 
 def _own(plan: Plan, agent: Agent) -> tuple[Manifest, list[Manifest]]:
     hosts = [listener_host(plan, group) for group in (None, *plan.listener_groups)]
+    hosts += plan.agent_hosts
+    actions = plan.agent_actions or sorted({route.action for route in plan.routes.values()})
     if plan.settings.ingress is not None:
         hosts.append(plan.settings.ingress.host)
     folder = f"{names.ROOT}/secrets"
@@ -121,7 +123,7 @@ def _own(plan: Plan, agent: Agent) -> tuple[Manifest, list[Manifest]]:
         "STREAMER_NAME": "POLLING",
         "PORT_API_BASE_URL": plan.port_base_url,
         "AGENT_NAME": names.label(plan.stack),
-        "AGENT_ACTIONS": ",".join(sorted({route.action for route in plan.routes.values()})),
+        "AGENT_ACTIONS": ",".join(actions),
         "AGENT_ALLOWED_HOSTS": ",".join(hosts),
         "AGENT_HEALTH_PORT": str(names.METRICS_PORT),
         "PORT_CLIENT_ID_FILE": f"{folder}/PORT_CLIENT_ID",

@@ -21,7 +21,9 @@ _KEYS: Final = (
     "caFile",
     "gitlabUrl",
     "signature",
+    "verifyTls",
     "runLogs",
+    "detailed",
     "setTransport",
     "kafka",
     "polling",
@@ -61,9 +63,11 @@ _NESTED: Final[Mapping[str, Mapping[str, str]]] = {
 }
 _PLAIN: Final = {
     "gitlabUrl": "gitlab_url",
+    "detailed": "detailed",
     "runLogs": "run_logs",
     "setTransport": "set_transport",
     "signature": "signature",
+    "verifyTls": "verify_tls",
 }
 _FILES: Final = {"mappingFile": "mapping_file", "caFile": "ca_file"}
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.runtime import manifest as manifests
+from port_webhook_handlers.runtime.aws.deployment import VARIABLE, Deployment
 from port_webhook_handlers.runtime.execution import STARTS_AFTER_INTERRUPTS
 from port_webhook_handlers.runtime.manifest import Route
 from port_webhook_stack.aws import actions
@@ -27,6 +28,7 @@ SYNC_SECONDS: Final = 28
 _FUNCTION_MARGIN_SECONDS: Final = 30
 _MOST_NAME: Final = 64
 _MOST_GROUPS: Final = 20
+_MOST_ENVIRONMENT: Final = 4096
 _DEFAULT_GROUP: Final = "default"
 
 
@@ -138,6 +140,34 @@ class Plan:
         )
 
 
+def _check_environment(groups: Mapping[str, Group], settings: AwsSettings) -> None:
+    """Lambda takes 4 KiB of variables, and the receiver's name every queue and function."""
+    prefix, account = settings.name_prefix, "0" * 12
+    queue = f"https://sqs.{settings.region}.amazonaws.com/{account}/{prefix}-"
+    largest = Deployment(
+        digest="sha256:" + "0" * 64,
+        table=f"{prefix}-ledger",
+        secrets={
+            "signing": f"arn:aws:secretsmanager:{settings.region}:{account}:secret:{prefix}-signing-000000"
+        },
+        queues={name: f"{queue}runs-{name}.fifo" for name in groups},
+        reports=f"{queue}reports.fifo",
+        functions={name: f"{prefix}-sync-{name}" for name in groups},
+        sync_deadline_seconds=27.5,
+        tolerance_seconds=299.5,
+        retention_days=13,
+        overlap_seconds=86_400.5,
+    )
+    size = len(VARIABLE) + len(largest.dumps())
+    if size > _MOST_ENVIRONMENT:
+        raise SettingsError(
+            f"{KEY}.namePrefix",
+            f"makes the receiver's environment {size} bytes with {len(groups)} privilege groups; Lambda takes "
+            f"{_MOST_ENVIRONMENT}",
+            "Use a shorter prefix, or fewer privilege groups with shorter names",
+        )
+
+
 def plan(
     bundle: Bundle,
     settings: AwsSettings,
@@ -177,6 +207,7 @@ def plan(
     _check_times(routes.values(), sync_deadline_seconds)
     _check_permissions(routes, bundle.aws_permissions)
     _check_names(groups, settings.name_prefix)
+    _check_environment(groups, settings)
     locks = settings.requirements or _locks(
         requirements, encrypted=any(group.decrypts for group in groups.values())
     )

@@ -1,10 +1,10 @@
-"""Queues: encrypted, each with a dead-letter queue that it alone may fill."""
+"""Queues: FIFO, encrypted, each with a dead-letter queue that it alone may fill."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pulumi
 import pulumi_aws as aws
@@ -32,7 +32,6 @@ def make_queues(
     visibility_seconds: int,
     dead_visibility_seconds: int,
     receives: int,
-    fifo: bool,
 ) -> QueuePair:
     """Makes a queue and its dead-letter queue.
 
@@ -41,16 +40,12 @@ def make_queues(
         part: of the names.
         visibility_seconds, dead_visibility_seconds: how long a delivered message is hidden.
         receives: deliveries before a message is a dead letter.
-        fifo: in order for each run.
     """
-    suffix = ".fifo" if fifo else ""
-    dead = _queue(
-        naming, f"{part}-dead", naming.aws(f"{part}-dead{suffix}"), dead_visibility_seconds, fifo, None
-    )
+    dead = _queue(naming, f"{part}-dead", dead_visibility_seconds, None)
     redrive = dead.arn.apply(
         lambda arn: json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives}, sort_keys=True)
     )
-    queue = _queue(naming, part, naming.aws(f"{part}{suffix}"), visibility_seconds, fifo, redrive)
+    queue = _queue(naming, part, visibility_seconds, redrive)
     aws.sqs.RedriveAllowPolicy(
         naming.resource(f"{part}-dead-from"),
         queue_url=dead.url,
@@ -63,26 +58,15 @@ def make_queues(
 
 
 def _queue(
-    naming: Naming,
-    part: str,
-    name: str,
-    visibility_seconds: int,
-    fifo: bool,
-    redrive: pulumi.Output[str] | None,
+    naming: Naming, part: str, visibility_seconds: int, redrive: pulumi.Output[str] | None
 ) -> aws.sqs.Queue:
     key = naming.settings.kms_key
-    order: dict[str, Any] = (
-        {
-            "fifo_queue": True,
-            "deduplication_scope": "messageGroup",
-            "fifo_throughput_limit": "perMessageGroupId",
-        }
-        if fifo
-        else {}
-    )
     return aws.sqs.Queue(
         naming.resource(part),
-        name=name,
+        name=naming.aws(f"{part}.fifo"),
+        fifo_queue=True,
+        deduplication_scope="messageGroup",
+        fifo_throughput_limit="perMessageGroupId",
         message_retention_seconds=RETENTION_SECONDS,
         max_message_size=_MESSAGE_BYTES,
         visibility_timeout_seconds=visibility_seconds,
@@ -91,7 +75,6 @@ def _queue(
         sqs_managed_sse_enabled=None if key else True,
         tags=naming.tags,
         opts=naming.opts(),
-        **order,
     )
 
 

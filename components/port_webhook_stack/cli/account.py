@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _POLL_SECONDS = 2.0
+_LOG_SECONDS = 3600
+_LATE_SECONDS = 120.0
 _BATCH = 10
 
 
@@ -75,6 +78,11 @@ class Account:
         if not self.region:
             raise AccountError(f"{MODULE}:aws.region is not set; set it, or export AWS_REGION")
         return boto3.client(service, region_name=self.region, endpoint_url=self.endpoints.get(service))
+
+
+def is_function(part: str) -> bool:
+    """Whether a name without the stack's prefix is one of its functions, and not of a stack with a longer prefix."""
+    return re.fullmatch(r"receiver|reporter|dead-letters|(worker|sync)-.+", part) is not None
 
 
 def account_of(project: Path, stack: str) -> Account | None:
@@ -181,35 +189,39 @@ def log_lines(account: Account, lines: int, follow: bool) -> Iterator[str]:
             lambda start: call(account, "logs", "describe_log_groups", logGroupNamePrefix=prefix, **start)
         )
         for group in page["logGroups"]
+        if is_function(group["logGroupName"].removeprefix(prefix))
     ]
     if not groups:
         raise AccountError(f"there is no log group {prefix}…: deploy the stack first")
     seen: set[str] = set()
-    since = int((time.time() - 3600) * 1000)
+    since = time.time() - _LOG_SECONDS
     while True:
         events = sorted(
-            (
-                (event["timestamp"], event["eventId"], group.removeprefix(prefix), event["message"].rstrip())
-                for group in groups
-                for event in call(
-                    account,
-                    "logs",
-                    "filter_log_events",
-                    logGroupName=group,
-                    startTime=since,
-                    interleaved=True,
-                )["events"]
-                if event["eventId"] not in seen
-            ),
+            (event["timestamp"], event["eventId"], group.removeprefix(prefix), event["message"].rstrip())
+            for group in groups
+            for event in _events(account, group, since)
+            if event["eventId"] not in seen
         )
-        for stamp, identifier, name, message in events[-lines:] if not seen else events:
+        if not events and not seen and not follow:
+            yield "(no lines within the last hour)"
+        for _, _, name, message in events if seen else events[-lines:]:
             yield f"{name}: {message}"
-            since = max(since, stamp)
-            seen.add(identifier)
         seen |= {identifier for _, identifier, _, _ in events}
         if not follow:
             return
+        # Lines of some functions arrive later than those of others.
+        since = max(since, time.time() - _LATE_SECONDS)
         time.sleep(_POLL_SECONDS)
+
+
+def _events(account: Account, group: str, since: float) -> Iterator[dict[str, Any]]:
+    # CloudWatch answers with empty pages while it searches.
+    for page in pages(
+        lambda start: call(
+            account, "logs", "filter_log_events", logGroupName=group, startTime=int(since * 1000), **start
+        )
+    ):
+        yield from page["events"]
 
 
 def keep_former(account: Account, until: float) -> bool:

@@ -413,6 +413,9 @@ def _print_end(item: dict[str, Any], action: str, started: float) -> None:
     link = item.get("link")
     for address in [link] if isinstance(link, str) else link or []:
         note(f"  {address}")
+    if item.get("response") is not None:
+        for line in json.dumps(item["response"], indent=2, ensure_ascii=False).splitlines():
+            note(f"  {line}")
     if item["status"] == "IN_PROGRESS":
         warn(f"still running; go on with: port-webhook logs {item['id']} --follow")
 

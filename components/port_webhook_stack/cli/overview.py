@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from port_webhook_handlers.runtime.aws.deployment import VARIABLE
-from port_webhook_stack.cli.account import Account, call, dead_letters, pages
+from port_webhook_stack.cli.account import Account, call, dead_letters, is_function, pages
 
 _WAITING = "ApproximateNumberOfMessages"
 _IN_WORK = "ApproximateNumberOfMessagesNotVisible"
@@ -45,6 +46,8 @@ def overview(account: Account) -> Iterator[tuple[str, str]]:
         )
     ):
         for alarm in page["MetricAlarms"]:
+            if alarm["StateValue"] != "ALARM":
+                continue
             yield (
                 "ALARM",
                 f"{alarm['AlarmName'].removeprefix(f'{account.prefix}-')}  {alarm.get('AlarmDescription', '')}",
@@ -52,11 +55,13 @@ def overview(account: Account) -> Iterator[tuple[str, str]]:
 
 
 def _functions(account: Account) -> dict[str, Any]:
+    prefix = f"{account.prefix}-"
     return {
-        function["FunctionName"].removeprefix(f"{account.prefix}-"): function
+        function["FunctionName"].removeprefix(prefix): function
         for page in pages(lambda start: call(account, "lambda", "list_functions", **start))
         for function in page["Functions"]
-        if function["FunctionName"].startswith(f"{account.prefix}-")
+        if function["FunctionName"].startswith(prefix)
+        and is_function(function["FunctionName"].removeprefix(prefix))
     }
 
 
@@ -78,7 +83,10 @@ def _queues(account: Account) -> Iterator[tuple[str, dict[str, str]]]:
         lambda start: call(account, "sqs", "list_queues", QueueNamePrefix=f"{account.prefix}-", **start)
     ):
         for url in sorted(page.get("QueueUrls", [])):
+            name = url.rpartition("/")[2].removeprefix(f"{account.prefix}-")
+            if not re.fullmatch(r"(reports(-dead)?|runs-.+)\.fifo", name):
+                continue
             counts = call(
                 account, "sqs", "get_queue_attributes", QueueUrl=url, AttributeNames=[_WAITING, _IN_WORK]
             )["Attributes"]
-            yield url.rpartition("/")[2].removeprefix(f"{account.prefix}-"), counts
+            yield name, counts

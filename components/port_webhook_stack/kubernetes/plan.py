@@ -33,6 +33,8 @@ class Plan:
         limits: bounds of the listener.
         handler_settings: settings by handler; those under `*` are given to every handler.
         permissions: what handlers declared that they do in the cluster, by route.
+        agent_actions: identifiers in Port that the agent delivers; empty: the actions of the routes.
+        agent_hosts: `host:port` that it delivers to besides the listeners.
     """
 
     stack: str
@@ -44,6 +46,8 @@ class Plan:
     limits: Limits = field(default_factory=Limits)
     handler_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     permissions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    agent_actions: Sequence[str] = ()
+    agent_hosts: Sequence[str] = ()
 
     @property
     def namespace(self) -> str:

@@ -93,7 +93,8 @@ def pod(
         token: whether the ServiceAccount's token is mounted.
         grace_seconds: between SIGTERM and SIGKILL.
     """
-    pull_secrets = [{"name": name} for name in plan.settings.image_pull_secrets]
+    settings = plan.settings
+    pull_secrets = [{"name": name} for name in settings.image_pull_secrets]
     return {
         "serviceAccountName": service_account,
         "automountServiceAccountToken": token,
@@ -109,6 +110,8 @@ def pod(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **({"imagePullSecrets": pull_secrets} if pull_secrets else {}),
+        **({"nodeSelector": dict(settings.node_selector)} if settings.node_selector else {}),
+        **({"tolerations": [dict(item) for item in settings.tolerations]} if settings.tolerations else {}),
         "containers": [main],
         "volumes": list(volumes),
     }

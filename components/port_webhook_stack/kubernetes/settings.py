@@ -18,6 +18,13 @@ _HOST = re.compile(r"(\*\.)?([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)+[a-z0-9]([-a-
 _IMAGE = re.compile(r"[a-z0-9.:_/-]+(:[\w.-]+)?@sha256:[0-9a-f]{64}")
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|Ki|Mi|Gi)?")
 
+_TOLERATION: Final[Mapping[str, tuple[str, ...]]] = {
+    "key": (),
+    "operator": ("Exists", "Equal"),
+    "value": (),
+    "effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
+}
+
 Resources = Mapping[str, Mapping[str, str]]
 
 LISTENER_RESOURCES: Final[Resources] = {
@@ -106,6 +113,7 @@ class KubernetesSettings:
         namespace, runs_namespace: of the listener, and of runs and their Jobs.
         create_namespaces: make them, with Pod Security labels; else they must exist.
         image_pull_secrets: names of Secrets, in both namespaces.
+        node_selector, tolerations: on which nodes all Pods may run, as Kubernetes takes them.
         replicas, max_replicas: of the listener; it is scaled between them by CPU.
         listener_resources, dispatcher_resources: requests and limits.
         groups: privilege groups that differ from the defaults.
@@ -130,6 +138,8 @@ class KubernetesSettings:
     runs_namespace: str = "port-webhook-runs"
     create_namespaces: bool = True
     image_pull_secrets: tuple[str, ...] = ()
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
     replicas: int = 2
     max_replicas: int = 6
     listener_resources: Resources = field(default_factory=lambda: LISTENER_RESOURCES)
@@ -154,6 +164,16 @@ class KubernetesSettings:
         return self.groups.get(name, Group())
 
 
+def is_pulled(target: KubernetesSettings | None, public_url: str | None) -> bool:
+    """Whether invocations come by the agent alone, because there is no way in.
+
+    Args:
+        target: settings of the target, if it is kubernetes.
+        public_url: of a proxy in front.
+    """
+    return target is not None and target.agent is not None and target.ingress is None and public_url is None
+
+
 def parse(values: Mapping[str, Any]) -> KubernetesSettings:
     """Checks the map `port-webhook-stack:kubernetes`.
 
@@ -169,6 +189,8 @@ def parse(values: Mapping[str, Any]) -> KubernetesSettings:
         runs_namespace=top.name("runsNamespace") or "port-webhook-runs",
         create_namespaces=top.flag("createNamespaces", default=True),
         image_pull_secrets=top.names("imagePullSecrets"),
+        node_selector=top.texts("nodeSelector"),
+        tolerations=top.tolerations("tolerations"),
         replicas=top.count("replicas", 2, 1, 100),
         max_replicas=top.count("maxReplicas", 6, 1, 1000),
         listener_resources=top.resources("listenerResources", LISTENER_RESOURCES),
@@ -385,6 +407,21 @@ class _Map:
                 found[kind][resource] = quantity
         item.refuse_the_rest()
         return found
+
+    def tolerations(self, name: str) -> tuple[Mapping[str, Any], ...]:
+        values: list[Any] = self._take(name, list, "a list of tolerations") or []
+        for index, value in enumerate(values):
+            where = f"{self.key}.{name}[{index}]"
+            if not isinstance(value, dict):
+                raise SettingsError(where, "is not a map", "Write it like {key: dedicated, value: hooks}")
+            item = _Map(value, where)
+            for key, allowed in _TOLERATION.items():
+                text = item.text(key)
+                if text is not None and allowed and text not in allowed:
+                    raise SettingsError(f"{where}.{key}", f"{text!r} is unknown", f"Use {', '.join(allowed)}")
+            item.count("tolerationSeconds", 0, 0, 1_000_000_000)
+            item.refuse_the_rest()
+        return tuple(values)
 
     def _list(self, name: str) -> list[str]:
         values: list[Any] = self._take(name, list, "a list of strings") or []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pulumi
@@ -11,6 +13,7 @@ from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.port.regions import API_BASE_URLS
 from port_webhook_handlers.runtime import manifest as manifests
 from port_webhook_handlers.runtime.config import Limits
+from port_webhook_stack.agent.definitions import hosts, identifiers
 from port_webhook_stack.agent.kubernetes import KubernetesAgent, listener_host
 from port_webhook_stack.deployed import Deployed
 from port_webhook_stack.errors import SettingsError
@@ -33,6 +36,12 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
     Raises:
         StackError: settings, handlers and target do not fit together.
     """
+    if importlib.util.find_spec("pulumi_kubernetes") is None:
+        raise SettingsError(
+            f"{MODULE}:target",
+            "is kubernetes, but Pulumi's SDK for it is not installed",
+            "Run `.venv/bin/pip install 'pulumi-kubernetes>=4,<5'`",
+        )
     target = settings.kubernetes
     if target is None:
         raise SettingsError(
@@ -70,6 +79,7 @@ def deploy(
     settings: Settings,
     found: Plan,
     *,
+    definitions: Mapping[str, Mapping[str, Any]],
     organisation: Mapping[str, pulumi.Input[str]],
     signing: Sequence[Mapping[str, pulumi.Input[Any]]],
     api: Mapping[str, pulumi.Input[str]],
@@ -82,11 +92,15 @@ def deploy(
         name: prefix of the resources' names.
         settings: of the stack.
         found: see `plan`.
+        definitions: as Port gets them, by identifier.
         organisation: `clientId` and `clientSecret`.
         signing, api, decryption: see `KubernetesSecretsStore`.
         parent: the facade.
     """
     target = found.settings
+    # An empty list would be everybody's runs.
+    delivered = identifiers(definitions, "KAFKA") or ["-"]
+    found = replace(found, agent_actions=delivered, agent_hosts=hosts(definitions))
     cluster = provider(
         f"{name}-cluster",
         kubeconfig=target.kubeconfig,
@@ -137,6 +151,7 @@ def deploy(
         pulumi.Output.from_input(url(settings, found)),
         store.version,
         listener,
+        bases=_bases(settings, found),
         settle_seconds=_SETTLE_SECONDS,
     )
 
@@ -148,6 +163,17 @@ def url(settings: Settings, found: Plan) -> str:
     if found.settings.ingress is not None:
         return f"https://{found.settings.ingress.host}"
     return f"http://{listener_host(found)}"
+
+
+def _bases(settings: Settings, found: Plan) -> dict[str, str]:
+    """Where the routes are that have a listener of their own, and nothing in front that tells them apart."""
+    if settings.listener.public_url or found.settings.ingress is not None:
+        return {}
+    return {
+        route.name: f"http://{listener_host(found, group)}"
+        for group in found.listener_groups
+        for route in found.sync_routes(group)
+    }
 
 
 def _check(settings: Settings, found: Plan) -> None:

@@ -66,7 +66,6 @@ class AwsListener(pulumi.ComponentResource):
             visibility_seconds=6 * _REPORTER_SECONDS,
             dead_visibility_seconds=_DEAD_LETTERS_SECONDS,
             receives=_REPORT_RECEIVES,
-            fifo=True,
         )
         work = {group.name: self._work_queues(group) for group in plan.workers}
         functions: dict[str, LambdaFunction] = {}
@@ -143,7 +142,6 @@ class AwsListener(pulumi.ComponentResource):
             visibility_seconds=group.visibility_seconds,
             dead_visibility_seconds=6 * _DEAD_LETTERS_SECONDS,
             receives=group.receives,
-            fifo=False,
         )
 
     def _receiver(

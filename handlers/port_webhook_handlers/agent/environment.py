@@ -38,13 +38,15 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "AGENT_SIGNATURE": ("signature",),
     "AGENT_CA_FILE": ("ca_file",),
     "AGENT_SET_TRANSPORT": ("set_transport",),
+    "AGENT_WORKFLOWS": ("polling", "workflows"),
+    "AGENT_RUN_LOGS": ("run_logs",),
     "AGENT_HEALTH_HOST": ("health_host",),
     "AGENT_HEALTH_PORT": ("health_port",),
     "AGENT_DELIVERY_SECONDS": ("limits", "delivery_seconds"),
     "AGENT_MAX_IN_FLIGHT": ("limits", "max_in_flight"),
 }
 _BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_FLAGS: Final = ("allow_unsigned", "verify_tls", "detailed", "set_transport")
+_FLAGS: Final = ("allow_unsigned", "verify_tls", "detailed", "set_transport", "workflows", "run_logs")
 _INTEGERS: Final = ("session_timeout_ms", "batch", "health_port", "max_in_flight")
 _NUMBERS: Final = ("interval_seconds", "max_backoff_seconds", "attempt_seconds", "delivery_seconds")
 _LISTS: Final = ("actions", "allowed_hosts")

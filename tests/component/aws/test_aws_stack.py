@@ -14,6 +14,9 @@ from tests.component.aws.mocks import ACCOUNT, CLIENT_SECRET, HANDLERS, REGION, 
 
 from port_webhook_handlers.bundle import Bundle, build
 from port_webhook_stack import SettingsError, StackError, WebhookStack
+from port_webhook_stack.agent.aws import AwsAgent
+from port_webhook_stack.aws.settings import parse
+from port_webhook_stack.secrets_store.aws import AwsSecretsStore
 
 IMAGE = "ghcr.io/example/agent@sha256:" + "0" * 64
 AGENT = {"image": IMAGE, "subnets": ["subnet-1"], "vpc": "vpc-1"}
@@ -27,9 +30,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("project")
 
 
+@pytest.fixture(scope="module")
+def finished() -> dict[str, AwsMocks]:
+    """What runs have registered; tests only read it."""
+    return {}
+
+
 @pytest.fixture
-def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the facade to its end and returns what it registered."""
+def run(project: Path, monkeypatch: pytest.MonkeyPatch, finished: dict[str, AwsMocks]) -> Run:
+    """Runs the facade to its end, unless that was done with the same settings, and returns what it registered."""
 
     def built(handlers: Sequence[str | Path], out: Path, settings: Any = None) -> Bundle:
         # Discovery starts an interpreter; the same source need not be discovered for every test.
@@ -37,7 +46,12 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     monkeypatch.setattr("port_webhook_stack.webhook_stack.build", built)
 
-    def go(aws: Mapping[str, object] | None = None, preview: bool = False, **further: Any) -> AwsMocks:
+    def go(
+        aws: Mapping[str, object] | None = None, preview: bool = False, again: bool = False, **further: Any
+    ) -> AwsMocks:
+        key = json.dumps([aws, preview, further], sort_keys=True)
+        if key in finished and not again:
+            return finished[key]
         mocks = AwsMocks()
         pulumi.runtime.set_mocks(mocks, project="port-webhook-stack", stack="test", preview=preview)
         settings = settings_of(project, aws, **further)
@@ -47,6 +61,7 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             return WebhookStack("w", settings).url
 
         program()
+        finished[key] = mocks
         return mocks
 
     return go
@@ -97,7 +112,7 @@ def test_policies_are_exact(run: Run) -> None:
                 "sqs:GetQueueAttributes",
                 "sqs:ReceiveMessage",
             ],
-            "Resource": [f"arn:aws:sqs:{REGION}:{ACCOUNT}:port-webhook-test-runs-release"],
+            "Resource": [f"arn:aws:sqs:{REGION}:{ACCOUNT}:port-webhook-test-runs-release.fifo"],
         },
         {
             "Sid": "Claim",
@@ -246,7 +261,7 @@ def test_functions_know_where_everything_is(run: Run) -> None:
     functions = run().of("aws:lambda/function:Function")
     receiver = json.loads(functions["w-listener-receiver"]["environment"]["variables"]["PORT_WEBHOOK"])
     assert receiver["queues"] == {
-        name: f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/port-webhook-test-runs-{name}"
+        name: f"https://sqs.{REGION}.amazonaws.com/{ACCOUNT}/port-webhook-test-runs-{name}.fifo"
         for name in ("default", "release")
     }
     assert receiver["functions"] == {"release": "port-webhook-test-sync-release"}
@@ -279,7 +294,7 @@ def test_only_code_changes_when_code_changes(run: Run) -> None:
 
 
 def test_nothing_changes_when_nothing_changes(run: Run) -> None:
-    first, second = run(), run()
+    first, second = run(), run(again=True)
     assert {n: a.inputs for n, a in first.registered.items()} == {
         n: a.inputs for n, a in second.registered.items()
     }
@@ -445,10 +460,62 @@ def test_another_implementation_of_aws(run: Run) -> None:
     assert provider["skipCredentialsValidation"] == "true"
 
 
+def test_handlers_that_only_answer_need_no_worker(run: Run) -> None:
+    source = HANDLERS.replace("max_concurrency=4", 'mode="sync"').replace(
+        "timeout_seconds=300", "timeout_seconds=5"
+    )
+    source = source.replace('privilege_group="release", secrets=["TOKEN"], aws', 'mode="sync", aws')
+    functions = run(source=source).of("aws:lambda/function:Function")
+    assert sorted(name.removeprefix("w-listener-") for name in functions) == [
+        "dead-letters",
+        "receiver",
+        "reporter",
+        "sync-default",
+        "sync-release",
+    ]
+
+
+def test_components_are_usable_alone(tmp_path: Path) -> None:
+    mocks = AwsMocks()
+    pulumi.runtime.set_mocks(mocks, project="another-project", stack="test", preview=False)
+    settings = parse({"region": REGION, "agent": AGENT, "namePrefix": "own"}, "test", {}, tmp_path)
+    assert settings.agent is not None
+    agent = settings.agent
+
+    @pulumi.runtime.test
+    def program() -> pulumi.Output[str]:
+        keys = {"clientId": "id", "clientSecret": pulumi.Output.secret(CLIENT_SECRET)}
+        store = AwsSecretsStore(
+            "store", settings, signing=[{"value": CLIENT_SECRET}], api=keys, decryption=[], secrets={}
+        )
+        AwsAgent("agent", settings, agent, credentials=keys, port_base_url="https://api.getport.io")
+        return store.version
+
+    program()
+    assert sorted(
+        str(inputs["name"]) for inputs in mocks.of("aws:secretsmanager/secret:Secret").values()
+    ) == [
+        "own-agent",
+        "own-api",
+        "own-signing",
+    ]
+    assert "agent-service" in mocks.registered
+
+
 def test_definitions_come_after_the_proof(run: Run) -> None:
     order = run().order
     assert order.index("w-listener-worker-release-source") < order.index("w-action-deploy")
     assert order.index("w-verification") < order.index("w-action-deploy")
+
+
+MANY = "from port_webhook_handlers.sdk import Run, Success, action\n" + "".join(
+    f"""
+@action("do_{n}", title="Do", privilege_group="group-of-handlers-{n:02}")
+def do_{n}(run: Run) -> Success:
+    return Success()
+"""
+    for n in range(20)
+)
 
 
 @pytest.mark.parametrize(
@@ -525,6 +592,12 @@ def test_definitions_come_after_the_proof(run: Run) -> None:
             {"source": HANDLERS.replace('mode="sync")', 'mode="sync", timeout_seconds=29)')},
             StackError,
             "28 at most",
+        ),
+        (
+            {"namePrefix": "platform-production"},
+            {"source": MANY},
+            SettingsError,
+            "with 20 privilege groups; Lambda takes 4096. Use a shorter prefix",
         ),
         ({}, {"secret": False}, SettingsError, "secrets.TOKEN"),
         ({"requirements": ["none.txt"]}, {}, SettingsError, "aws.requirements[0]"),

@@ -30,6 +30,10 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "everything": {},
     "official agent": OFFICIAL,
     "least": {"agent": None, "ingress": None, "monitoringNamespaces": None, "groups": None, "maxReplicas": 2},
+    "placed": {
+        "nodeSelector": {"kubernetes.io/arch": "arm64"},
+        "tolerations": [{"key": "dedicated", "operator": "Equal", "value": "hooks", "effect": "NoSchedule"}],
+    },
     "token": {"groups": {"ops": {"mountToken": True, "serviceAccountAnnotations": {"role": "arn"}}}},
 }
 
@@ -254,6 +258,16 @@ def test_secrets_are_in_secrets_alone(found: Plan) -> None:
     holders = {m["metadata"]["name"] for m in manifests(found) if SIGNING in json.dumps(m)}
     # The dispatcher has the API credentials, here the same secret; handlers have neither.
     assert holders == {"listener-secrets", "listener-ops-secrets", "dispatcher-secrets"}
+
+
+def test_pods_go_where_they_are_told(plans: dict[str, Plan]) -> None:
+    placed = VARIANTS["placed"]
+    for name, spec in pods(plans["placed"]):
+        assert (spec["nodeSelector"], spec["tolerations"]) == (
+            placed["nodeSelector"],
+            placed["tolerations"],
+        ), name
+    assert not any("tolerations" in spec for _, spec in pods(plans["everything"]))
 
 
 def test_the_version_of_the_secrets_says_nothing_about_them() -> None:

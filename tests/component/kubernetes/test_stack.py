@@ -17,7 +17,7 @@ import yaml
 from tests.kubernetes.stack import HANDLERS, SETTINGS, SIGNING, TOKEN
 
 from port_webhook_stack import SettingsError, StackError, WebhookStack
-from port_webhook_stack.kubernetes import reachable
+from port_webhook_stack.kubernetes import reachable, shards
 from port_webhook_stack.settings import Settings, parse
 
 SECRET_MARK = "4dabf18193072939515e22adb298388d"
@@ -174,6 +174,33 @@ def test_port_calls_the_ingress(run: Callable[..., Mocks]) -> None:
     assert mocks.registered["w-verification"].inputs["url"] == "https://hooks.example.com"
 
 
+def test_without_a_way_in_the_agent_fetches_everything(run: Callable[..., Mocks]) -> None:
+    mocks = run({"ingress": None}, verify="off", identifierSuffix="-dev")
+    methods = {
+        name: mocks.registered[f"w-action-{name}"].inputs["invocationMethod"]
+        for name in ("work", "hello", "privileged@hello")
+    }
+    assert all(method["agent"] is True for method in methods.values())
+    assert methods["work"]["url"] == "http://listener.port-webhook.svc/webhooks/work"
+    assert methods["privileged@hello"]["url"] == (
+        "http://listener-ops.port-webhook.svc/webhooks/privileged%40hello"
+    )
+    spec = mocks.registered["w-deployment-port-webhook-agent"].inputs["spec"]["template"]["spec"]
+    variables = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    assert "work-dev" in variables["AGENT_ACTIONS"].split(",")
+    assert {"listener.port-webhook.svc", "listener-ops.port-webhook.svc"} <= set(
+        variables["AGENT_ALLOWED_HOSTS"].split(",")
+    )
+
+
+def test_beside_an_ingress_the_agent_takes_nothing_that_port_delivers(run: Callable[..., Mocks]) -> None:
+    mocks = run()
+    spec = mocks.registered["w-deployment-port-webhook-agent"].inputs["spec"]["template"]["spec"]
+    variables = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    assert variables["AGENT_ACTIONS"] == "-"
+    assert mocks.registered["w-action-work"].inputs["invocationMethod"]["agent"] is False
+
+
 def test_secrets_are_secret_and_where_they_belong(run: Callable[..., Mocks]) -> None:
     mocks = run()
     contents = {
@@ -236,6 +263,11 @@ NEEDY = HANDLERS + "\nimport paramiko\n"
         ({"ingress": None, "agent": None}, {}, "kubernetes.ingress: is missing"),
         ({"ingress": None}, {}, "port-webhook-stack:verify: is http"),
         ({"ingress": {"tlsSecret": "t"}}, {}, "kubernetes.ingress.host: is missing"),
+        ({"image": "registry.example.com/runtime:1"}, {}, "does not name an image by digest"),
+        ({"ingress": {"host": "hooks.example.com"}}, {}, "kubernetes.ingress.tlsSecret: is missing"),
+        ({"apiServer": None}, {}, "kubernetes.apiServer: is missing"),
+        ({"tolerations": [{"efect": "NoSchedule"}]}, {}, "did you mean effect?"),
+        ({"tolerations": [{"effect": "Never"}]}, {}, "tolerations[0].effect: 'Never' is unknown"),
         ({"groups": {"opz": {}}}, {}, "kubernetes.groups.opz: is no privilege group"),
         ({"existingSecrets": {"work": "x"}}, {}, "kubernetes.existingSecrets.work: is neither"),
         ({"renderYamlToDirectory": "out"}, {}, "plain text in files"),
@@ -306,6 +338,25 @@ def test_only_another_cluster_makes_everything_anew(run: Callable[..., Mocks], c
     assert inputs["clusterIdentifier"] == reachable.server_of(str(cluster), None)
 
 
+def test_a_bundle_that_does_not_fit_is_refused_at_preview(
+    tmp_path: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1024)
+    with pytest.raises(StackError) as caught:
+        WebhookStack("w", make_settings(tmp_path, {**SETTINGS, "kubeconfig": str(cluster)}))
+    assert "port-webhook-stack:handlers: the bundle is" in str(caught.value)
+    assert "kubernetes.groups.<group>.image" in str(caught.value)
+
+
+def test_a_missing_sdk_is_named_with_the_command(
+    tmp_path: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StackError) as caught:
+        WebhookStack("w", make_settings(tmp_path, {**SETTINGS, "kubeconfig": str(cluster)}))
+    assert "pip install 'pulumi-kubernetes>=4,<5'" in str(caught.value)
+
+
 def test_local_port_is_out_of_reach_of_a_cluster(tmp_path: Path) -> None:
     texts = {
         "port-webhook-stack:target": "kubernetes",
@@ -316,3 +367,38 @@ def test_local_port_is_out_of_reach_of_a_cluster(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         WebhookStack("w", parse("dev", texts, frozenset(), {}, tmp_path))
     assert "port-webhook:region: is local" in str(caught.value)
+
+
+def test_bundled_handlers_may_change_the_deployments_of_their_settings(run: Callable[..., Mocks]) -> None:
+    services = {
+        name: {"namespace": namespace, "image": f"registry.example.com/{name}:{{version}}"}
+        for name, namespace in (("cart", "shop"), ("bill", "billing"))
+    }
+    mocks = run(
+        {"groups": None},
+        handlers=[f"port_webhook_handlers.bundled.{name}" for name in ("deploy", "running")],
+        handlerSettings={"*": {"target": "kubernetes", "services": services}},
+        secrets={},
+    )
+    roles = [args.inputs for args in mocks.registered.values() if args.typ.endswith(":Role")]
+    rules = {
+        (role["metadata"]["namespace"], role["metadata"]["name"]): [
+            (rule["resourceNames"], rule["verbs"]) for rule in role["rules"]
+        ]
+        for role in roles
+        if role["metadata"]["namespace"] in ("shop", "billing")
+    }
+    names = [name.partition("run-deploy")[0] for _, name in rules if name.endswith("run-deploy")]
+    assert len(set(names)) == 1
+    run_role = f"{names[0]}run-deploy"
+    listener_role = next(name for _, name in rules if name.endswith("listener-look"))
+    assert rules == {
+        ("billing", run_role): [(["bill"], ["get", "patch"])],
+        ("shop", run_role): [(["cart"], ["get", "patch"])],
+        ("billing", listener_role): [(["bill"], ["get"])],
+        ("shop", listener_role): [(["cart"], ["get"])],
+    }
+    # The API server is open to runs that have something to do there.
+    policies = [args.inputs for args in mocks.registered.values() if args.typ.endswith(":NetworkPolicy")]
+    (opened,) = [item for item in policies if item["metadata"]["name"] == "run-deploy"]
+    assert any(rule.get("ports", [{}])[-1].get("port") == 6443 for rule in opened["spec"]["egress"])

@@ -83,8 +83,11 @@ def test_the_environment_of_a_container() -> None:
             "WEBHOOK_INVOKER_TIMEOUT": "12.5",
             "WEBHOOK_VERIFY_SSL": "false",
             "KAFKA_CONSUMER_AUTO_OFFSET_RESET": "largest",
+            "AGENT_WORKFLOWS": "true",
+            "AGENT_RUN_LOGS": "no",
         }
     )
+    assert (config.polling.workflows, config.run_logs) == (True, False)
     assert (config.source, config.allowed_hosts, config.polling.batch) == ("polling", ("a", "b:80"), 7)
     assert (config.limits.attempt_seconds, config.verify_tls) == (12.5, False)
     assert config.kafka.auto_offset_reset == "latest"
@@ -195,6 +198,8 @@ def test_settings_become_the_agents_configuration() -> None:
             "mappingFile": "m.json",
             "caFile": "own.pem",
             "gitlabUrl": "https://gitlab.internal",
+            "verifyTls": False,
+            "detailed": True,
             "kafka": {"caFile": "ca.pem", "brokers": "b:1"},
             "limits": {"maxInFlight": 5},
         },
@@ -205,6 +210,8 @@ def test_settings_become_the_agents_configuration() -> None:
         "mapping_file": "/project/m.json",
         "ca_file": "/project/own.pem",
         "gitlab_url": "https://gitlab.internal",
+        "verify_tls": False,
+        "detailed": True,
         "kafka": {"ca_file": "/project/ca.pem", "brokers": "b:1"},
         "polling": {},
         "limits": {"max_in_flight": 5},

@@ -122,7 +122,7 @@ class LambdaDeployer:
                 number = _published(client, target, version)
             else:
                 report(f"{target.name}: code of {version}")
-                number = _publish(client, target, version, watch)
+                number = _publish(client, target, version, watch, report)
             report(f"version {number} of {target.name} is {version}")
             watch.until_done(lambda: _not_ready(client, target, number, "State", "Active"))
             report(f"alias {target.alias}: {former} → {number}")
@@ -214,13 +214,15 @@ def _published(client: Any, target: Function, version: str) -> str:
     return str(numbers[-1])
 
 
-def _publish(client: Any, target: Function, version: str, watch: Watch) -> str:
+def _publish(client: Any, target: Function, version: str, watch: Watch, report: Report) -> str:
     updated = client.update_function_code(FunctionName=target.name, **target.code(version))
     watch.until_done(lambda: _not_ready(client, target, None, "LastUpdateStatus", "Successful"))
     # By its hash, so that code of another run that came in between is not published as this version.
     made = client.publish_version(
         FunctionName=target.name, CodeSha256=updated["CodeSha256"], Description=version
     )
+    if (known := made.get("Description")) and known != version:
+        report(f"the code of {version} is that of {known}: Lambda makes no second version of it")
     return str(made["Version"])
 
 

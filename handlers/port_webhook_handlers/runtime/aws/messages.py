@@ -1,7 +1,8 @@
 """Messages on the queues, and sending them.
 
-A queue of a privilege group carries accepted runs, the queue of reports what Port has to hear. That one is FIFO
-with the run as its group, so that what concerns one run arrives in order and one run never holds up another.
+A queue of a privilege group carries accepted runs, the queue of reports what Port has to hear. Both are FIFO. Reports
+have the run as their group, so that what concerns one run arrives in order and one run never holds up another. So have
+runs, but those of an action that runs once at a time: they share a group, which SQS hands over one after the other.
 """
 
 from __future__ import annotations
@@ -128,13 +129,23 @@ def _load(text: str) -> dict[str, Any]:
     return body
 
 
-def send_run(api: AwsApi, queue: str, message: RunMessage) -> None:
+def send_run(api: AwsApi, queue: str, message: RunMessage, *, serial: bool = False) -> None:
     """Puts an accepted run on a queue; durable when it returns.
+
+    Args:
+        serial: no other run of its route is handed over before this one has ended.
 
     Raises:
         AwsError: it may not be there.
     """
-    api.call("sqs", "SendMessage", {"QueueUrl": queue, "MessageBody": message.dumps()})
+    body = {"QueueUrl": queue, "MessageBody": message.dumps()}
+    if queue.endswith(".fifo"):
+        once = f"{message.run_id} {message.route} {message.body_hash}"
+        body |= {
+            "MessageGroupId": _digest(message.route if serial else message.run_id),
+            "MessageDeduplicationId": _digest(once),
+        }
+    api.call("sqs", "SendMessage", body)
 
 
 def send_reports(api: AwsApi, queue: str, message: ReportMessage, what: str) -> None:
@@ -146,7 +157,6 @@ def send_reports(api: AwsApi, queue: str, message: ReportMessage, what: str) -> 
     Raises:
         AwsError: it may not be there.
     """
-    once = hashlib.sha256(f"{message.run_id} {what}".encode()).hexdigest()
     api.call(
         "sqs",
         "SendMessage",
@@ -154,9 +164,13 @@ def send_reports(api: AwsApi, queue: str, message: ReportMessage, what: str) -> 
             "QueueUrl": queue,
             "MessageBody": message.dumps(),
             "MessageGroupId": message.run_id,
-            "MessageDeduplicationId": once,
+            "MessageDeduplicationId": _digest(f"{message.run_id} {what}"),
         },
     )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def final_message(run_id: str, final: Mapping[str, Any]) -> ReportMessage:

@@ -72,13 +72,18 @@ class QueueClaims:
                 message = ReportMessage(run_id, end.reports, (route, body_hash.hex()))
                 send_reports(self._api, self._deployment.reports, message, "refused")
             else:
-                group = self._manifest.routes[route].privilege_group
+                found = self._manifest.routes[route]
+                queue = self._deployment.queues.get(found.privilege_group)
+                if queue is None:
+                    raise LedgerError(
+                        f"the function knows no queue of group {found.privilege_group}; deploy the stack again"
+                    )
                 run = RunMessage(run_id, route, body_hash.hex(), payload, time.time())
                 try:
-                    send_run(self._api, self._deployment.queues[group], run)
+                    send_run(self._api, queue, run, serial=found.max_concurrency == 1)
                 except AwsError:
                     return self._instead(run)
-        except (AwsError, KeyError) as error:
+        except AwsError as error:
             raise LedgerError(f"the run was not put on its queue: {error}") from error
         return Claim(True, True, "queued" if failure is None else "reporting", None, refusal, 0)
 
