@@ -8,10 +8,10 @@ from tests.agent.kit import Received, destination
 
 from port_webhook_handlers.agent.core import RetryLaterError
 from port_webhook_handlers.agent.destinations import AllowList, DestinationError, is_callable
-from port_webhook_handlers.agent.http_client import HttpClient, SendError
 from port_webhook_handlers.agent.messages import Invocation, Message
 from port_webhook_handlers.agent.reports import delay
 from port_webhook_handlers.agent.sinks.forward import ForwardSink
+from port_webhook_handlers.port.http_client import HttpClient, SendError
 
 ALLOWED = AllowList(
     ["internal", "ci.example.com:8443", "*.svc.cluster", "169.254.169.254", "[::1]", "127.0.0.1:80"]
