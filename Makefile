@@ -57,6 +57,7 @@ mutate: dev ## Change verifier and ledger in small ways; every change must fail 
 soak: dev ## Runs by the thousand while listener and agents are killed and Port fails.
 	@$(BIN)/python -m tests.faults.soak
 	@$(BIN)/python -m tests.agent.soak
+	@$(BIN)/python -m tests.agent.soak --source kafka
 
 lint: dev ## Ruff and mypy --strict.
 	@$(BIN)/ruff check .

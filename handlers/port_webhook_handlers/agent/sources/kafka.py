@@ -26,12 +26,13 @@ from port_webhook_handlers.agent.messages import (
     from_topic,
 )
 from port_webhook_handlers.agent.metrics import AgentMetrics
+from port_webhook_handlers.agent.trust import as_pem, client_context, is_customised
 from port_webhook_handlers.agent.watermark import Watermark
-from port_webhook_handlers.port.trust import as_pem, client_context, is_customised
 from port_webhook_handlers.runtime.logs import Log
 
 _POLL_SECONDS: Final = 0.1
 _BATCH: Final = 128
+_AHEAD: Final = 2_000
 _COMMIT_SECONDS: Final = 0.25
 _LAG_SECONDS: Final = 1.0
 _REVOKE_SECONDS: Final = 5.0
@@ -226,7 +227,9 @@ class KafkaSource:
             "reconnect.backoff.max.ms": 5_000,
             "fetch.wait.max.ms": 500,
             # A hundred thousand messages ahead, the default, would cost memory and time that deliveries need.
-            "queued.min.messages": 4 * _BATCH,
+            "queued.min.messages": _AHEAD,
+            # How long it waits when it has so many; a second, the default, would be a pause.
+            "fetch.queue.backoff.ms": 10,
             "error_cb": self._on_error,
             "on_commit": self._on_commit,
         }
