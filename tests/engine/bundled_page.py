@@ -169,7 +169,7 @@ def _both(*steps: Callable[[_Terminal], None]) -> Callable[[_Terminal], None]:
 def _expires(stack: Stack) -> Callable[[_Terminal], None]:
     def start(terminal: _Terminal) -> None:
         # Later than the command takes.
-        soon = (datetime.now(UTC) + timedelta(seconds=5)).isoformat().replace("+00:00", "Z")
+        soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat().replace("+00:00", "Z")
         properties = {"kind": "thing", "status": "Ready", "owner": "ann@example.com", "expiresAt": soon}
         body = json.dumps({"identifier": "trial", "properties": properties})
         terminal.run("api", "POST", "/v1/blueprints/resource/entities", "--json", body, quiet=True)

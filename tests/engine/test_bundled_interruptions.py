@@ -261,7 +261,7 @@ class Stack:
         """Starts every handler, waits until each is in its middle, kills the listener, and lets everything go on."""
         (self.gate / "held").touch()
         self.web.gate.clear()
-        soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat().replace("+00:00", "Z")
+        soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat().replace("+00:00", "Z")
         self.create("asset", "gone", kind="thing", state="Ready", ttl=soon, owner="ann@example.com")
         text = {"message": "hello"}
         runs = {

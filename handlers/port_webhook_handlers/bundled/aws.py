@@ -3,7 +3,8 @@
     aws: {region: eu-west-1}
 
 On target aws the function's own role counts, and its region where `region` is missing. Elsewhere `credentials_file`
-names a file of AWS's own format; `endpoint` points at another implementation.
+names a file of AWS's own format, or `role_arn` a role that is taken with the token in `token_file`, by default the one
+that EKS mounts for an annotated ServiceAccount. `endpoint` points at another implementation.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from port_webhook_handlers.bundled.options import Options
 from port_webhook_handlers.sdk import SettingError
 
 T = TypeVar("T")
+
+_TOKEN_FILE: Final = "/var/run/secrets/eks.amazonaws.com/serviceaccount/token"  # noqa: S105 - a path
 
 
 class AwsRefusedError(Exception):
@@ -41,11 +45,15 @@ class AwsAccess:
     Attributes:
         region: None: the one in the environment.
         credentials_file: None: AWS's usual places.
+        role_arn: taken with a token; None: no role is taken.
+        token_file: holds that token, of OpenID Connect.
         endpoint: None: AWS itself.
     """
 
     region: str | None
     credentials_file: str | None
+    role_arn: str | None
+    token_file: str
     endpoint: str | None
 
     @classmethod
@@ -54,6 +62,8 @@ class AwsAccess:
         return cls(
             region=options.text("region", "") or None,
             credentials_file=options.text("credentials_file", "") or None,
+            role_arn=options.text("role_arn", "") or None,
+            token_file=options.text("token_file", _TOKEN_FILE),
             endpoint=options.text("endpoint", "") or None,
         )
 
@@ -83,18 +93,48 @@ class AwsAccess:
         config = Config(
             connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 3, "mode": "standard"}
         )
-        try:
-            client = boto3.Session(botocore_session=session).client(
-                service, region_name=region, endpoint_url=self.endpoint, config=config
+
+        def make(name: str, **credentials: Any) -> Any:
+            return boto3.Session(botocore_session=session).client(
+                name, region_name=region, endpoint_url=self.endpoint, **{"config": config, **credentials}
             )
+
+        try:
+            client = make(service, **({} if self.role_arn is None else self._taken(make, config)))
         except ValueError as error:
             raise SettingError(f"aws.endpoint: {error}; write a URL") from None
+        except (ClientError, BotoCoreError) as error:
+            raise refused(error) from None
         try:
             yield client
         except (ClientError, BotoCoreError) as error:
             raise refused(error) from None
         finally:
             client.close()
+
+    def _taken(self, make: Callable[..., Any], config: Any) -> dict[str, str]:
+        """Credentials of the role; they outlive every handler."""
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        try:
+            token = Path(self.token_file).read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise SettingError(
+                f"aws.token_file: {self.token_file} cannot be read: {error.strerror}"
+            ) from None
+        sts = make("sts", config=config.merge(Config(signature_version=UNSIGNED)))
+        try:
+            found = sts.assume_role_with_web_identity(
+                RoleArn=self.role_arn, RoleSessionName="port-webhook", WebIdentityToken=token
+            )["Credentials"]
+        finally:
+            sts.close()
+        return {
+            "aws_access_key_id": found["AccessKeyId"],
+            "aws_secret_access_key": found["SecretAccessKey"],
+            "aws_session_token": found["SessionToken"],
+        }
 
 
 def refused(error: Exception) -> AwsRefusedError:

@@ -435,6 +435,20 @@ def test_aws_that_cannot_be_reached(aws: Aws, tmp_path: Path) -> None:
     )
 
 
+def test_a_role_is_taken_with_a_token(aws: Aws, service: Any, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("ey.header.signature\n")
+    role = {"role_arn": "arn:aws:iam::123456789012:role/deploy", "token_file": str(token)}
+    access = {"region": REGION, "endpoint": aws.url, **role}
+    assert seen(aws, "ecs", ECS, settings={"aws": access})["cart"]["version"] == "1.0.0"
+    # The role's calls are those that count; the token is in none of the reports.
+    outcome = deploy(aws, "ecs", ECS | {"service": "basket"}, "1.1.0", settings={"aws": access})
+    assert "does not exist in ECS" in failure(outcome)
+    assert "signature" not in json.dumps(outcome.messages)
+    token.unlink()
+    assert failure(deploy(aws, "ecs", ECS, "1.1.0", settings={"aws": access})).startswith("aws.token_file: ")
+
+
 def test_each_service_has_its_target(aws: Aws, service: Any, function: Any) -> None:
     services = {"cart": ECS, "mail": LAMBDA | {"target": "lambda"}}
     answer = seen(aws, "ecs", ECS, settings={"services": services})

@@ -11,7 +11,7 @@ from port_webhook_handlers.bundled.enqueue import Task, message_of
 from port_webhook_handlers.bundled.options import Options
 from port_webhook_handlers.sdk import Failure, HandedOver, Result, RetryableError, Run, SettingError, action
 
-_KEYS = ("queue_url", "region", "group", "credentials_file", "endpoint")
+_KEYS = ("queue_url", "region", "group", "credentials_file", "role_arn", "token_file", "endpoint")
 _QUEUE: Final = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/(\d{12})/([\w.-]+)")
 
 
