@@ -242,7 +242,7 @@ class _Child(asyncio.Protocol):
 
 
 class _Route:
-    """What the pool knows about a synchronous route."""
+    """What the pool knows about a route."""
 
     def __init__(self, handler: str, limit: int) -> None:
         self.handler = handler
@@ -262,7 +262,7 @@ class ChildPool:
         digest: its digest; children refuse another.
         work: folder in which children run and compiled files are kept.
         log: takes what handlers print.
-        max_shared: how many children synchronous routes may have together.
+        max_shared: how many children the routes may have together.
         on_spawn: awaited with the name of a child before it gets its first request.
         on_end: called with the name of a child that has ended.
     """
@@ -453,16 +453,32 @@ class ChildPool:
         count = len(route.children) + route.spawning
         total = sum(len(item.children) + item.spawning for item in self._routes.values())
         quick = route.seconds < _QUICK_SECONDS
-        allowed = min(route.limit, self._max_shared - total + count)
-        if quick:
-            allowed = min(allowed, self._cores)
+        allowed = min(route.limit, self._cores) if quick else route.limit
         wanted = min(count + len(route.waiting) - route.spawning, allowed)
+        while total - count + wanted > self._max_shared and self._let_go():
+            total -= 1
+        wanted = min(wanted, self._max_shared - total + count)
         old = sum(child.old for child in route.children[: self._cores])
         if old and not route.spawning:
             wanted = max(wanted, count + 1)
         for _ in range(wanted - count):
             route.spawning += 1
             self._background(self._join(name, route))
+
+    def _let_go(self) -> bool:
+        """Ends the child that has been idle the longest, so that another route gets one."""
+        idle = [
+            (child.idle_since, route, child)
+            for route in self._routes.values()
+            for child in route.children
+            if not child.jobs
+        ]
+        if not idle:
+            return False
+        _, route, child = min(idle, key=lambda item: item[0])
+        route.children.remove(child)
+        self._background(self._kill(child))
+        return True
 
     async def _join(self, name: str, route: _Route) -> None:
         try:

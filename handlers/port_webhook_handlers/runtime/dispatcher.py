@@ -400,7 +400,12 @@ class Dispatcher:
                 outcome = Outcome("FAILURE", "No handler is deployed for this action any more.")
             else:
                 messages = _Messages(self, run_id)
-                outcome = await self._execute(run_id, route, run.attempt, run.payload, messages)
+                found = await self._execute(run_id, route, run.attempt, run.payload, messages)
+                if found is None:
+                    # The listener is being stopped; whoever comes next starts the run.
+                    await self._stored(lambda: self._ledger.requeue(run_id, self._clock()), run_id)
+                    return
+                outcome = found
                 if starts_again(route, run.attempt, outcome):
                     delay = min(
                         _MAX_RETRY_SECONDS, self._config.limits.retry_seconds * 2 ** (run.attempt - 1)
@@ -446,7 +451,8 @@ class Dispatcher:
 
     async def _execute(
         self, run_id: str, route: Route, attempt: int, payload: bytes, on_message: _Messages
-    ) -> Outcome:
+    ) -> Outcome | None:
+        """Executes a run; None: it was not started."""
         seconds = route.timeout_seconds
         try:
             plain = b"\n" not in payload and not route.encrypted_inputs
@@ -468,10 +474,7 @@ class Dispatcher:
             from_start=True,
         )
         outcome = await ended
-        if outcome is None:
-            # The pool was closed before it had a process for the run.
-            outcome = Outcome("FAILURE", STOPPED, interrupted=True)
-        return self._stopped(outcome)
+        return None if outcome is None else self._stopped(outcome)
 
     def _stopped(self, outcome: Outcome) -> Outcome:
         if outcome.interrupted and self._draining:

@@ -12,6 +12,7 @@ once is a conditional statement.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -831,23 +832,22 @@ class Ledger:
         self._unchecked += rows
         if self._checkpointer is not None and not self._checkpointer.is_alive():
             self._checkpointer = None
-            # The little that came meanwhile; from its beginning, the log need not grow.
-            connection.execute("PRAGMA wal_checkpoint(RESTART)")
+            # The little that came meanwhile; a log that is copied as a whole is begun anew.
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         elif self._checkpointer is None and self._unchecked >= _CHECKPOINT_ROWS:
             self._unchecked = 0
             self._checkpointer = threading.Thread(target=self._copy, name="ledger-copy", daemon=True)
             self._checkpointer.start()
 
     def _copy(self) -> None:
-        try:
+        # If it fails the log is longer, that is all; a full disk is met by the next commit as well.
+        with contextlib.suppress(sqlite3.Error):
             connection = sqlite3.connect(self._path, isolation_level=None, timeout=5)
             try:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             finally:
                 connection.close()
-        except sqlite3.Error:
-            # The log is longer then, that is all; a full disk is met by the next commit as well.
-            pass
 
     def _deliver(self, group: _Group) -> None:
         assert self._loop is not None  # noqa: S101

@@ -54,6 +54,14 @@ class Bench:
             run_id, "ask", "app:ask", line, seconds, limit, lambda message: None
         )
 
+    async def ask_as(self, name: str) -> Outcome:
+        """As `ask`, as if it were another route."""
+        run = {"id": f"r_{name}", "action": "ask", "attempt": 1, "deadline": 2e9}
+        request = {"run": run, "handler": "app:ask", "secrets": {}, "inputs": {}}
+        request["settings"] = {"state_dir": str(self.folder)}
+        line = json.dumps(request).encode() + b"\n"
+        return await self.pool.run_shared(f"r_{name}", name, "app:ask", line, 20, 10, lambda message: None)
+
     async def warm(self) -> None:
         """From here on the pool knows that the handler is quick."""
         for number in range(60):
@@ -144,6 +152,40 @@ def test_who_waits_too_long_is_not_started(tmp_path: Path) -> None:
             await b.ask("r_waiting", seconds=0.1, limit=1)
         assert (await busy).status == "SUCCESS"
         assert b.marks() == {"r_busy": 1}
+
+    run(tmp_path, scenario)
+
+
+def test_a_child_that_grows_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[int, int] = {}
+
+    async def scenario(b: Bench) -> None:
+        monkeypatch.setattr(children, "_SETTLED_RUNS", 10)
+        monkeypatch.setattr(children, "resident_bytes", lambda pid: sizes.get(pid, 2**20))
+        await b.warm()
+        first = (await b.ask("r_1")).response["pid"]
+        await b.pool.trim()
+        assert (await b.ask("r_2")).response["pid"] == first
+        sizes[first] = 2**20 + children._MAX_GROWTH_BYTES + 1
+        await b.pool.trim()
+        for number in range(200):
+            if (await b.ask(f"r_3_{number}")).response["pid"] != first:
+                break
+            await asyncio.sleep(0.02)
+        else:
+            raise AssertionError("the child is still used")
+        assert set(b.marks().values()) == {1}
+
+    run(tmp_path, scenario)
+
+
+def test_children_that_are_idle_make_room_for_other_routes(tmp_path: Path) -> None:
+    async def scenario(b: Bench) -> None:
+        b.pool._max_shared = 2
+        async with asyncio.timeout(20):
+            for number in range(5):
+                assert (await b.ask_as(f"route_{number}")).status == "SUCCESS"
+        assert sum(len(route.children) for route in b.pool._routes.values()) <= 2
 
     run(tmp_path, scenario)
 

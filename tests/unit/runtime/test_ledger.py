@@ -297,6 +297,20 @@ def test_a_refused_run_is_never_started_and_has_its_answer(tmp_path: Path) -> No
     run(tmp_path / "ledger.db", scenario)
 
 
+def test_the_log_is_copied_and_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("port_webhook_handlers.runtime.ledger._CHECKPOINT_ROWS", 50)
+
+    async def scenario(ledger: Ledger) -> None:
+        for number in range(600):
+            assert (await ledger.claim(f"r_{number}", "r", "sync", b"h", b"")).new
+        log = (tmp_path / "ledger.db-wal").stat().st_size
+        # Each claim changes a page of the table and one of the index at least.
+        assert log < 600 * 2 * 4096 / 2
+        assert (tmp_path / "ledger.db").stat().st_size > 10 * 4096
+
+    run(tmp_path / "ledger.db", scenario)
+
+
 def test_a_probe_is_executed_once(tmp_path: Path) -> None:
     async def scenario(ledger: Ledger) -> None:
         assert await ledger.claim("p_1", "v", "probe", b"h", b"") == Claim(True, True, "done", None, None, 1)
