@@ -34,16 +34,13 @@ class StrictJsonError(ValueError):
         self.reason: Final = reason
 
 
-def strict_json(
-    body: bytes, max_depth: int = MAX_DEPTH, max_bytes: int | None = None, *, trusted_keys: bool = False
-) -> object:
+def strict_json(body: bytes, max_depth: int = MAX_DEPTH, max_bytes: int | None = None) -> object:
     """Parse UTF-8 JSON text and refuse whatever two parsers could read differently.
 
     Args:
         body: the bytes as received.
         max_depth: how deep arrays and objects may nest.
         max_bytes: a longer body is refused unread.
-        trusted_keys: whoever wrote it is known and repeats no key, so that need not be looked for (half of the time).
 
     Raises:
         StrictJsonError: with the reason.
@@ -62,8 +59,7 @@ def strict_json(
     try:
         # A function per integer costs as much as the rest of the parse, so only suspect bodies pay for it.
         suspect = _LONG_RUN in body.translate(_DIGITS_TO_ZERO)
-        decoder = _CAREFUL if suspect else _TRUSTED if trusted_keys else _FAST
-        value: object = decoder.decode(text)
+        value: object = (_CAREFUL if suspect else _FAST).decode(text)
     except StrictJsonError:
         raise
     except json.JSONDecodeError as error:
@@ -116,7 +112,6 @@ def _float(digits: str) -> float:
 _FAST: Final = json.JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_float
 )
-_TRUSTED: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_float)
 _CAREFUL: Final = json.JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_float, parse_int=_integer
 )

@@ -26,8 +26,8 @@ from port_webhook_handlers.agent.messages import (
     from_topic,
 )
 from port_webhook_handlers.agent.metrics import AgentMetrics
-from port_webhook_handlers.agent.trust import as_pem, client_context, is_customised
 from port_webhook_handlers.agent.watermark import Watermark
+from port_webhook_handlers.port.trust import as_pem, client_context, is_customised
 from port_webhook_handlers.runtime.logs import Log
 
 _POLL_SECONDS: Final = 0.1
