@@ -144,7 +144,7 @@ class _Claim:
     """A claim; its result is None, or the row of the run that has the place."""
 
     row: tuple[Any, ...]
-    then: Then
+    then: Callable[[Any, LedgerError | None], None]
     result: Any = None
 
 
@@ -166,7 +166,7 @@ class _Group:
     def __init__(self) -> None:
         self.count = 0
         self.claims: list[_Claim] = []
-        self.answers: list[tuple[tuple[Any, ...], Callable[[BaseException | None], None]]] = []
+        self.answers: list[tuple[tuple[Any, ...], Callable[[LedgerError | None], None]]] = []
         self.others: list[_Operation] = []
         self.starts: list[_Step] = []
         self.ends: list[_Step] = []
@@ -211,8 +211,7 @@ class Ledger:
         self._commits = 0
         self._rows = 0
         self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
+        self._closed = True
 
     def open(self) -> None:
         """Opens the database and starts the writer.
@@ -220,7 +219,7 @@ class Ledger:
         Raises:
             LedgerError: it cannot be opened or is not a ledger.
         """
-        self._loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         connection: sqlite3.Connection | None = None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -243,6 +242,7 @@ class Ledger:
                 f"ledger {self._path}: cannot be opened ({error}); move it away to start with an empty one"
             ) from error
         self._thread = threading.Thread(target=self._work, args=(connection,), name="ledger", daemon=True)
+        self._closed = False
         self._thread.start()
 
     async def close(self) -> None:
@@ -283,16 +283,7 @@ class Ledger:
         """
         if failure is None and refusal is None and mode != "probe":
             claimed: asyncio.Future[Claim] = self._future()
-
-            def taken(claim: Claim | None, error: LedgerError | None) -> None:
-                if claimed.done():
-                    return
-                if claim is None:
-                    claimed.set_exception(error or LedgerError("nothing was stored"))
-                else:
-                    claimed.set_result(claim)
-
-            self.claim_soon(run_id, route, mode, body_hash, payload, taken)
+            self.claim_soon(run_id, route, mode, body_hash, payload, _into(claimed))
             return await claimed
         now = self._clock()
         state, owner = ("reporting" if failure else "done"), None if refusal is None else self.owner
@@ -338,9 +329,9 @@ class Ledger:
         sealed = self._sealer.seal(run_id, payload) if mode == "async" else None
         mark = self._sealer.mark(body_hash)
 
-        def claimed(found: Any, error: BaseException | None) -> None:
+        def claimed(found: Any, error: LedgerError | None) -> None:
             if error is not None:
-                then(None, _ledger_error(error))
+                then(None, error)
             elif found is None:
                 then(new, None)
             else:
@@ -397,16 +388,9 @@ class Ledger:
     async def answer(self, run_id: str, answer: Answer) -> None:
         """Ends a synchronous run with its answer."""
         answered: asyncio.Future[None] = self._future()
-
-        def then(error: LedgerError | None) -> None:
-            if answered.done():
-                return
-            if error is not None:
-                answered.set_exception(error)
-            else:
-                answered.set_result(None)
-
-        self.answer_soon(run_id, answer.status, compact(answer.body).encode(), then)
+        then = _into(answered)
+        text = compact(answer.body).encode()
+        self.answer_soon(run_id, answer.status, text, lambda error: then(None, error))
         await answered
 
     def answer_soon(
@@ -424,9 +408,7 @@ class Ledger:
             then(LedgerError("the ledger is closed"))
             return
         row = (run_id, self._sealer.seal(run_id, b"[%d,%b]" % (status, text)), self._clock())
-        self._group().answers.append(
-            (row, lambda error: then(None if error is None else _ledger_error(error)))
-        )
+        self._group().answers.append((row, then))
 
     # Execution
 
@@ -506,17 +488,8 @@ class Ledger:
         self, kind: Literal["starts", "ends", "reported"], run_id: str, final: bytes = b""
     ) -> Any:
         future = self._future()
-
-        def then(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
         steps: list[_Step] = getattr(self._group(), kind)
-        steps.append(_Step(run_id, then, final))
+        steps.append(_Step(run_id, _into(future), final))
         return await future
 
     # Reports
@@ -531,7 +504,7 @@ class Ledger:
         self._put_unwatched(lambda c: c.execute(insert, (run_id, kind, sealed)).rowcount)
 
     def _put_unwatched(self, run: Callable[[sqlite3.Connection], int]) -> None:
-        if self._closed or self._loop is None:
+        if self._closed:
             return
         self._put(_Operation(run, None, True))
 
@@ -756,22 +729,13 @@ class Ledger:
         return json.loads(self._sealer.open(run_id, sealed))
 
     def _future(self) -> asyncio.Future[Any]:
-        if self._closed or self._loop is None:
+        if self._closed:
             raise LedgerError("the ledger is closed")
         return self._loop.create_future()
 
     async def _submit(self, run: Callable[[sqlite3.Connection], T], *, single: bool = True) -> T:
         future: asyncio.Future[T] = self._future()
-
-        def then(result: T, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        self._put(_Operation(run, then, single))
+        self._put(_Operation(run, _into(future), single))
         return await future
 
     def _put(self, operation: _Operation) -> None:
@@ -780,7 +744,7 @@ class Ledger:
     def _group(self) -> _Group:
         """The group for one thing more."""
         group = self._submitted
-        if not group.count and self._loop is not None:
+        if not group.count:
             self._loop.call_soon(self._gather, 0, self._loop.time() + _GROUP_SECONDS)
         group.count += 1
         return group
@@ -788,7 +752,7 @@ class Ledger:
     def _gather(self, seen: int, until: float) -> None:
         """Waits for more as long as each turn of the event loop brings some."""
         count = self._submitted.count
-        if self._loop is not None and seen < count < _GROUP_ROWS and self._loop.time() < until:
+        if seen < count < _GROUP_ROWS and self._loop.time() < until:
             self._loop.call_soon(self._gather, count, until)
         else:
             self._hand_over()
@@ -850,7 +814,6 @@ class Ledger:
                 connection.close()
 
     def _deliver(self, group: _Group) -> None:
-        assert self._loop is not None  # noqa: S101
         try:
             self._loop.call_soon_threadsafe(_resolve, group)
         except RuntimeError:
@@ -1050,5 +1013,14 @@ def _tell(then: Callable[..., None], *result: Any) -> None:
         )
 
 
-def _ledger_error(error: BaseException) -> LedgerError:
-    return error if isinstance(error, LedgerError) else LedgerError(f"nothing was stored: {error}")
+def _into(future: asyncio.Future[Any]) -> Callable[[Any, BaseException | None], None]:
+    def then(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            # Nobody waits for it any more.
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    return then

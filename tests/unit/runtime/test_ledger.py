@@ -535,3 +535,245 @@ def test_a_report_that_cannot_be_stored_raises_nowhere(tmp_path: Path) -> None:
 
     run(tmp_path / "ledger.db", scenario)
     assert complaints == []
+
+
+def test_what_is_asked_while_the_disk_is_busy_is_done_together(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        for name in ("a", "b", "c", "d"):
+            await accept(ledger, name)
+        for name in ("c", "d"):
+            await ledger.start(name)
+        for name in ("x", "y"):
+            assert (await ledger.claim(name, "r", "sync", b"h", b"")).new
+        for name in ("e", "f"):
+            await accept(ledger, name)
+            await ledger.start(name)
+            await ledger.finish(name, FAILURE)
+        commits = ledger._commits
+        free = threading.Event()
+        busy = asyncio.ensure_future(ledger._submit(lambda c: free.wait(20)))
+        await asyncio.sleep(0.05)
+        asked: list[asyncio.Future[object]] = []
+        for started, waiting, ended, answered, reported in (
+            ("a", "g", "c", "x", "e"),
+            ("b", "h", "d", "y", "f"),
+        ):
+            asked += [
+                asyncio.ensure_future(ledger.start(started)),
+                asyncio.ensure_future(accept(ledger, waiting)),
+                asyncio.ensure_future(ledger.finish(ended, FAILURE)),
+                asyncio.ensure_future(ledger.answer(answered, Answer(200, {"name": answered}))),
+                asyncio.ensure_future(ledger.close_run(reported)),
+                asyncio.ensure_future(ledger.notes(started)),
+            ]
+            # A group of its own each time.
+            await asyncio.sleep(0.05)
+        assert not any(item.done() for item in asked)
+        free.set()
+        await busy
+        results = await asyncio.gather(*asked)
+        assert [getattr(item, "run_id", item) for item in results] == [
+            *("a", True, True, None, None, []),
+            *("b", True, True, None, None, []),
+        ]
+        assert ledger._commits - commits == 2
+        for name in ("c", "d"):
+            assert [report.body for report in await ledger.reports(name)] == [FAILURE]
+        for name in ("x", "y"):
+            found = await ledger.lookup(name, "r", b"h")
+            assert found is not None
+            assert found.answer == Answer(200, {"name": name})
+        for name in ("e", "f"):
+            found = await ledger.lookup(name, "route", b"payload")
+            assert found is not None
+            assert found.state == "done"
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_one_run_ends_once_within_a_group(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        await accept(ledger, "r_1")
+        started = await asyncio.gather(ledger.start("r_1"), ledger.start("r_1"))
+        assert sum(item is not None for item in started) == 1
+        ended = await asyncio.gather(ledger.finish("r_1", FAILURE), ledger.finish("r_1", FAILURE))
+        assert sorted(ended) == [False, True]
+        assert len(await ledger.reports("r_1")) == 1
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_who_waits_no_more_disturbs_nobody(tmp_path: Path) -> None:
+    problems: list[object] = []
+
+    async def scenario(ledger: Ledger) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        free = threading.Event()
+        busy = asyncio.ensure_future(ledger._submit(lambda c: free.wait(20)))
+        await asyncio.sleep(0.02)
+        gone = asyncio.ensure_future(ledger.claim("r_1", "r", "sync", b"h", b""))
+        failing = asyncio.ensure_future(ledger._submit(lambda c: c.execute("SELECT nothing").fetchone()))
+        await asyncio.sleep(0.02)
+        gone.cancel()
+        failing.cancel()
+        free.set()
+        await busy
+        # The group of what fails ends first.
+        await asyncio.sleep(0.1)
+        assert await ledger.lookup("r_2", "r", b"h") is None
+        assert problems == []
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_every_way_into_a_closed_ledger_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "ledger.db"
+        ledger = Ledger(path, KEY, "1:1.0:owner")
+        closed = pytest.raises(LedgerError, match="the ledger is closed")
+        errors: list[object] = []
+        with closed:
+            await ledger.waiting()
+        ledger.open()
+        assert await ledger.waiting() == 0
+        await ledger.close()
+        # The last one to close it leaves no log behind.
+        assert not path.with_name("ledger.db-wal").exists()
+        with closed:
+            await ledger.waiting()
+        with closed:
+            await ledger.claim("r_1", "r", "sync", b"h", b"")
+        with closed:
+            await ledger.answer("r_1", Answer(200, {}))
+        ledger.claim_soon("r_1", "r", "sync", b"h", b"", lambda claim, error: errors.append(error))
+        ledger.answer_soon("r_1", 200, b"{}", errors.append)
+        assert [str(error) for error in errors] == ["the ledger is closed"] * 2
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_is_not_stored_is_said_to_be_so(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        assert (await ledger.claim("r_1", "r", "sync", b"h", b"")).new
+        trigger = "CREATE TRIGGER forbid BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'forbidden'); END"
+        await ledger._submit(lambda c: c.execute(trigger).rowcount)
+        with pytest.raises(LedgerError, match="nothing was stored: forbidden"):
+            await ledger.answer("r_1", Answer(200, {}))
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_a_failing_disk_concerns_all_that_was_asked_together(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        results = await asyncio.gather(
+            ledger.claim("r_1", "r", "sync", b"h", b""),
+            ledger._submit(lambda c: c.execute("SELECT * FROM nothing").fetchone()),
+            return_exceptions=True,
+        )
+        assert [type(item) for item in results] == [LedgerError, LedgerError]
+        assert await ledger.lookup("r_1", "r", b"h") is None
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_one_that_fails_keeps_nobody_waiting(tmp_path: Path) -> None:
+    problems: list[str] = []
+    claimed: list[object] = []
+
+    async def scenario(ledger: Ledger) -> None:
+        handler = lambda loop, context: problems.append(str(context["exception"]))  # noqa: E731
+        asyncio.get_running_loop().set_exception_handler(handler)
+
+        def failing(claim: Claim | None, error: LedgerError | None) -> None:
+            raise ValueError("a mistake")
+
+        ledger.claim_soon("r_1", "r", "sync", b"h", b"", failing)
+        ledger.claim_soon("r_2", "r", "sync", b"h", b"", lambda claim, error: claimed.append(claim))
+        assert await ledger.waiting() == 0
+        assert problems == ["a mistake"]
+        assert len(claimed) == 1
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_many_claims_at_once_tell_which_were_new(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        assert await ledger.claim_many([("a", "r", b"h", b""), ("b", "r", b"h", b"")]) == [True, True]
+        assert await ledger.claim_many([("b", "r", b"h", b""), ("c", "r", b"h", b"")]) == [False, True]
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_a_process_that_has_left_nothing_is_asked_about_no_more(tmp_path: Path) -> None:
+    async def first(ledger: Ledger) -> None:
+        await ledger.claim("r_1", "r", "sync", b"h", b"")
+
+    async def second(ledger: Ledger) -> None:
+        asked: list[str] = []
+
+        def is_alive(owner: str) -> bool:
+            asked.append(owner)
+            return False
+
+        (run,) = await ledger.orphans(is_alive)
+        assert run.run_id == "r_1"
+        (again,) = await ledger.orphans(is_alive)
+        assert again == run, "until somebody takes it"
+        assert await ledger.adopt(run)
+        assert await ledger.orphans(is_alive) == []
+        count = len(asked)
+        assert await ledger.orphans(is_alive) == []
+        assert (count, len(asked)) == (3, 3)
+
+    run(tmp_path / "ledger.db", first, second)
+
+
+def test_an_answer_that_came_late_is_removed_late(tmp_path: Path) -> None:
+    async def main() -> None:
+        now = [1000.0]
+        ledger = Ledger(tmp_path / "ledger.db", KEY, "1:1.0:owner", lambda: now[0])
+        ledger.open()
+
+        async def kept(run_id: str) -> bool:
+            found = await ledger.lookup(run_id, "r", b"h")
+            return found is not None and found.answer is not None
+
+        for name in ("early", "late", "next"):
+            await ledger.claim(name, "r", "sync", b"h", b"")
+        await ledger.answer("early", Answer(200, {}))
+        await ledger.answer("next", Answer(200, {}))
+        now[0] = 2000.0
+        await ledger.purge(answers_before=1500, claims_before=0)
+        await ledger.answer("late", Answer(200, {}))
+        assert [await kept(name) for name in ("early", "late", "next")] == [False, True, False]
+        await ledger.purge(answers_before=1900, claims_before=0)
+        assert await kept("late")
+        now[0] = 3000.0
+        await ledger.purge(answers_before=2500, claims_before=0)
+        assert not await kept("late")
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_copy_under_way_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("port_webhook_handlers.runtime.ledger._CHECKPOINT_ROWS", 2)
+    begun, ended = threading.Event(), threading.Event()
+
+    def copy(_: Ledger) -> None:
+        begun.set()
+        time.sleep(0.3)
+        ended.set()
+
+    monkeypatch.setattr(Ledger, "_copy", copy)
+
+    async def scenario(ledger: Ledger) -> None:
+        await ledger.waiting()
+        assert not begun.is_set(), "after two rows, not after one"
+        await ledger.waiting()
+        # The row after which the writer looks may still be under way.
+        await asyncio.to_thread(begun.wait, 5)
+        assert begun.is_set()
+
+    run(tmp_path / "ledger.db", scenario)
+    assert ended.is_set()
