@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from port_webhook_handlers.port.encryption import DecryptionError, decrypt_aes256_gcm, encrypt_aes256_gcm
+from port_webhook_handlers.port.payload import LEGACY
 from port_webhook_handlers.runtime import config, manifest
 from port_webhook_handlers.runtime.claims import Answer, Claim
 from port_webhook_handlers.runtime.config import ConfigError, Limits
@@ -91,7 +92,7 @@ ROUTES = {
         _route("ask", mode="sync"),
         _route("agent", scheme="official-agent"),
         _route("put", method="PUT"),
-        _route("foreign", run_id_path=("context", "runId")),
+        _route("foreign", payload=LEGACY),
         _route("sealed", encrypted_inputs=("sealed",)),
         _route("on_change", kind="automation"),
     )
@@ -250,7 +251,9 @@ class Fuzzer:
         run_id = choose.choice(["r_0123456789abcdef", f"r_{choose.randrange(10**9)}"])
         content: dict[str, Any] = {
             "port_context": {"action": name, "runId": run_id},
+            "action": name,
             "context": {"runId": run_id},
+            "payload": {"properties": {"text": "some words"}},
             "inputs": {"text": "some words", "count": 3, "list": [1, 2.5]},
             "entity": {"identifier": "Zoë"},
             "trigger": {},

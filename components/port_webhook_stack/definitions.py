@@ -82,6 +82,7 @@ def check(
     *,
     blueprints: Sequence[Body] = (),
     routes: Iterable[str] = (),
+    unmanaged: Iterable[str] = (),
     organisation: Organisation | None = None,
 ) -> list[Finding]:
     """Lints the whole set.
@@ -91,6 +92,7 @@ def check(
         settings: names the rules to leave out and the secrets that the stack creates in Port.
         blueprints: bodies that the stack creates or expects.
         routes: names of the routes that handlers serve.
+        unmanaged: those of them whose definitions others keep in Port.
         organisation: what exists in Port; None if nobody looked.
 
     Returns:
@@ -114,6 +116,7 @@ def check(
         blueprints=_shapes(settings, blueprints, organisation.blueprints or {}),
         actions=organisation.actions or (),
         routes=[*routes],
+        unmanaged=[*unmanaged],
     )
     findings = lint([_typed(item) for item in declared], known=known, disable=disabled, unknown=UNKNOWN)
     errors = [finding for finding in findings if finding.severity == "error"]

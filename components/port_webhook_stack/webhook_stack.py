@@ -335,10 +335,17 @@ def _bodies(
     declared = gather(settings, bundle, definitions)
     organisation = look_up(settings, pulumi.log.info) if pulumi.runtime.is_dry_run() else None
     warnings = check(
-        declared, settings, blueprints=blueprints, routes=bundle.routes, organisation=organisation
+        declared,
+        settings,
+        blueprints=blueprints,
+        routes=bundle.routes,
+        unmanaged=bundle.routes.keys() - bundle.definitions.keys(),
+        organisation=organisation,
     )
     for warning in warnings:
         pulumi.log.warn(str(warning))
+    if settings.identifier_suffix:
+        _refuse_renaming(bundle)
     bodies = with_suffix(by_identifier(declared), settings.identifier_suffix)
     if settings.agent is not None:
         return with_agent(bodies, settings.agent.actions)
@@ -346,6 +353,16 @@ def _bodies(
         settings.kubernetes, settings.listener.public_url
     )
     return with_agent(bodies) if pulled else bodies
+
+
+def _refuse_renaming(bundle: Bundle) -> None:
+    for name in bundle.definitions:
+        if str(bundle.routes[name]["payload"]["run_id"]).startswith("header:"):
+            raise SettingsError(
+                f"{MODULE}:identifierSuffix",
+                f"would rename {name}, whose runs Port is asked about by that name (their id is in a header)",
+                "Place the run id in the body, or declare the action with manage=False and its own identifier",
+            )
 
 
 def _organisation(settings: Settings, local_port: LocalPort | None) -> dict[str, pulumi.Input[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import boto3
 import pytest
@@ -62,6 +64,15 @@ class Account:
             return getattr(client, operation)(**arguments)
         finally:
             client.close()
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        return dict.fromkeys(("secretsmanager",), self._options["endpoint_url"])
+
+    def credentials(self) -> contextlib.AbstractContextManager[object]:
+        """Lets this process call AWS as the commands do."""
+        keys = {name: value for name, value in self.environment.items() if name.startswith("AWS_")}
+        return mock.patch.dict(os.environ, keys)
 
     def run(self, *arguments: str) -> tuple[int, str]:
         """Exit code and output of a command."""
@@ -202,3 +213,31 @@ def test_logs_are_those_of_this_stack_alone(account: Account) -> None:
         line = {"timestamp": int(time.time() * 1000), "message": f"line of {name}"}
         account.aws("logs", "put_log_events", logGroupName=group, logStreamName="s", logEvents=[line])
     assert account.run("logs")[1].splitlines() == ["receiver: line of acme-receiver"]
+
+
+def test_a_former_secret_has_one_end(account: Account) -> None:
+    from port_webhook_stack.cli.account import Account as Place
+    from port_webhook_stack.cli.account import keep_former, retire
+
+    place = Place(REGION, "acme", endpoints=account.endpoints)
+    for name in ("acme-signing", "acme-handlers-default", "acme-eu-signing"):
+        account.aws("secretsmanager", "create_secret", Name=name, SecretString="1")
+
+    def labels(name: str = "acme-signing") -> list[list[str]]:
+        found = account.aws("secretsmanager", "list_secret_version_ids", SecretId=name)["Versions"]
+        return sorted(sorted(version["VersionStages"]) for version in found if version["VersionStages"])
+
+    with account.credentials():
+        assert not keep_former(place, 1000)
+        for number in (2, 3):
+            account.aws(
+                "secretsmanager", "put_secret_value", SecretId="acme-signing", SecretString=str(number)
+            )
+            assert keep_former(place, 1000 * number)
+            assert labels() == [["AWSCURRENT"], ["AWSPREVIOUS", f"until-{1000 * number}"]]
+        assert keep_former(place, 3500)
+        assert labels() == [["AWSCURRENT"], ["AWSPREVIOUS", "until-3500"]]
+        assert retire(place)
+        assert not retire(place)
+    assert ["AWSCURRENT"] in labels()
+    assert not [stages for stages in labels() if "AWSPREVIOUS" in stages]

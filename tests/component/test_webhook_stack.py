@@ -402,3 +402,28 @@ def test_the_set_as_a_component() -> None:
         "set-production",
         "set-resource",
     ]
+
+
+FOREIGN = """
+from port_webhook_handlers.sdk import Inputs, action, payloads
+
+class Form(Inputs):
+    text: str
+
+@action("theirs", payload=payloads.LEGACY)
+def theirs(inputs: Form) -> None: ...
+
+@action("ours", payload=payloads.RUN_ID_HEADER, manage=True)
+def ours(inputs: Form) -> None: ...
+"""
+
+
+def test_what_others_declare_is_served_but_not_touched(run: Callable[..., Mocks], tmp_path: Path) -> None:
+    (tmp_path / "foreign.py").write_text(FOREIGN)
+    mocks = run({"handlers": ["./foreign.py"]})
+    assert [name for name in mocks.registered if "action" in name] == ["w-action-ours"]
+    method = mocks.registered["w-action-ours"].inputs["invocationMethod"]
+    assert method["headers"] == {"RUN_ID": "{{ .run.id }}"}
+    assert method["body"]["{{ spreadValue() }}"] == "{{ .inputs }}"
+    with pytest.raises(SettingsError, match=r"identifierSuffix.*ours"):
+        run({"handlers": ["./foreign.py"], "identifierSuffix": "-staging"})

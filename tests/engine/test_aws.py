@@ -100,17 +100,14 @@ class Cloud:
                 "python": f"{sys.version_info.major}.{sys.version_info.minor}",
                 "architecture": "arm64" if platform.machine() == "aarch64" else "x86_64",
             }
-            handlers = [*config["port-webhook-stack:handlers"], "hooks.py"]
-            project.configure(
-                {
-                    "port-webhook:region": None,
-                    "port-webhook-stack:aws": target,
-                    "port-webhook-stack:handlers": handlers,
-                    "port-webhook-stack:secrets": {"TOKEN": {"fromEnv": "HANDLER_TOKEN"}},
-                },
-                stack,
-            )
-
+            project.configure({"port-webhook:region": None, "port-webhook-stack:aws": target}, stack)
+        project.configure(
+            {
+                "port-webhook-stack:handlers": [*config["port-webhook-stack:handlers"], "hooks.py"],
+                "port-webhook-stack:secrets": {"TOKEN": {"fromEnv": "HANDLER_TOKEN"}},
+            },
+            "aws-dev",
+        )
         self._operations = Operations(project.folder, project.environment)
 
     def operate(self, operation: str, stack: str = "aws-dev") -> dict[str, int]:
@@ -220,7 +217,8 @@ def test_the_production_stack_comes_and_goes(cloud: Cloud) -> None:
     assert len(cloud.account.calls) == calls
     assert cloud.operate("up", "aws-prod") == {"create": count}
     assert cloud.operate("up", "aws-prod") == {"same": count}
-    assert cloud.port.finished(cloud.port.execute("ask"), 30)["status"] == "SUCCESS"
+    run = cloud.port.execute("deploy_microservice", {"version": "1.4.3"}, entity="cart")
+    assert cloud.port.finished(run, 30)["status"] == "SUCCESS"
     assert cloud.operate("destroy", "aws-prod")["delete"] == count
     for service, operation, found, name in (
         ("sqs", "list_queues", "QueueUrls", None),

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -236,16 +236,18 @@ def keep_former(account: Account, until: float) -> bool:
     Raises:
         AccountError: AWS refused.
     """
-    for name, version in _former(account):
-        call(
-            account,
-            "secretsmanager",
-            "update_secret_version_stage",
-            SecretId=name,
-            VersionStage=f"{UNTIL}{int(until)}",
-            MoveToVersionId=version,
-        )
-    return any(name == f"{account.prefix}-signing" for name, _ in _former(account))
+    label = f"{UNTIL}{int(until)}"
+    versions = list(_versions(account))
+    # A secret has few labels, and an older one must not count.
+    for name, version in versions:
+        for stage in version["VersionStages"]:
+            if stage.startswith(UNTIL) and stage != label:
+                _move_label(account, name, stage, RemoveFromVersionId=version["VersionId"])
+    former = _former(versions)
+    for name, version in former:
+        if label not in version["VersionStages"]:
+            _move_label(account, name, label, MoveToVersionId=version["VersionId"])
+    return any(name == f"{account.prefix}-signing" for name, _ in former)
 
 
 def retire(account: Account) -> bool:
@@ -254,35 +256,39 @@ def retire(account: Account) -> bool:
     Raises:
         AccountError: AWS refused.
     """
-    former = _former(account)
+    former = _former(_versions(account))
     for name, version in former:
-        call(
-            account,
-            "secretsmanager",
-            "update_secret_version_stage",
-            SecretId=name,
-            VersionStage="AWSPREVIOUS",
-            RemoveFromVersionId=version,
-        )
+        _move_label(account, name, "AWSPREVIOUS", RemoveFromVersionId=version["VersionId"])
     return any(name == f"{account.prefix}-signing" for name, _ in former)
 
 
-def _former(account: Account) -> list[tuple[str, str]]:
-    """Secrets that verify or decrypt, each with the version before the present one, where there is one."""
+def _versions(account: Account) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Secrets that verify or decrypt, with each of their versions that has a label."""
     filters = [{"Key": "name", "Values": [f"{account.prefix}-{part}" for part in ("signing", "handlers-")]}]
-    names = [
-        secret["Name"]
-        for page in pages(
-            lambda start: call(account, "secretsmanager", "list_secrets", Filters=filters, **start)
-        )
-        for secret in page["SecretList"]
-    ]
-    return [
-        (name, item["VersionId"])
-        for name in sorted(names)
-        for item in call(account, "secretsmanager", "list_secret_version_ids", SecretId=name)["Versions"]
-        if "AWSPREVIOUS" in item.get("VersionStages", [])
-    ]
+    for page in pages(
+        lambda start: call(account, "secretsmanager", "list_secrets", Filters=filters, **start)
+    ):
+        for secret in page["SecretList"]:
+            name = secret["Name"]
+            for version in call(account, "secretsmanager", "list_secret_version_ids", SecretId=name)[
+                "Versions"
+            ]:
+                yield name, {"VersionStages": [], **version}
+
+
+def _former(versions: Iterable[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, version) for name, version in versions if "AWSPREVIOUS" in version["VersionStages"]]
+
+
+def _move_label(account: Account, secret: str, label: str, **where: str) -> None:
+    call(
+        account,
+        "secretsmanager",
+        "update_secret_version_stage",
+        SecretId=secret,
+        VersionStage=label,
+        **where,
+    )
 
 
 def pages(call: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:

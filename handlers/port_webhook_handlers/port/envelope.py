@@ -8,10 +8,11 @@ from typing import Final
 
 from port_webhook_handlers.port.definitions import Json, Webhook
 from port_webhook_handlers.port.names import Route
+from port_webhook_handlers.port.payload import ENVELOPE, SPREAD, Payload
 
-ACTION_PATH: Final = ("port_context", "action")
+ACTION_PATH: Final = tuple(str(ENVELOPE.action).split("."))
 """Where the body names its action or automation."""
-RUN_ID_PATH: Final = ("port_context", "runId")
+RUN_ID_PATH: Final = tuple(ENVELOPE.run_id.split("."))
 """Where the body carries the run's id."""
 
 
@@ -51,6 +52,57 @@ def automation_webhook(
 ) -> Webhook:
     """The invocation of an automation's handler, through the route of the same name."""
     return _webhook(identifier, automation_body(identifier), synchronized, agent, method, automation=True)
+
+
+def foreign_body(identifier: str, payload: Payload, *, automation: bool = False) -> dict[str, Json]:
+    """The template of a body in another form than the envelope.
+
+    Raises:
+        ValueError: a place of the form lies inside another one, so that no template can fill both.
+    """
+    operation = {"inputs": "{{ .inputs }}", "entity": "{{ .entity }}", "blueprint": "{{ .action.blueprint }}"}
+    change = {
+        "event": "{{ .event }}",
+        "entity": "{{ .event.context.entityIdentifier }}",
+        "blueprint": "{{ .event.context.blueprintIdentifier }}",
+    }
+    values = {"action": identifier, "trigger": "{{ .trigger }}", **(change if automation else operation)}
+    if payload.header is None:
+        values["run_id"] = "{{ .run.id }}"
+    body: dict[str, Json] = {}
+    for name, value in values.items():
+        path = getattr(payload, name)
+        if path == SPREAD:
+            body["{{ spreadValue() }}"] = value
+        elif path is not None:
+            _put(body, path.split("."), value, f"payload.{name}")
+    return body
+
+
+def _put(body: dict[str, Json], path: list[str], value: Json, name: str) -> None:
+    place: Json = body
+    for key in path[:-1]:
+        place = place.setdefault(key, {}) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or path[-1] in place:
+        raise ValueError(
+            f"{name}: {'.'.join(path)} lies inside another place of the payload; use another path"
+        )
+    place[path[-1]] = value
+
+
+def foreign_webhook(
+    identifier: str,
+    payload: Payload,
+    *,
+    automation: bool = False,
+    synchronized: bool = False,
+    agent: bool = False,
+    method: str = "POST",
+) -> Webhook:
+    """The invocation of a handler whose payload is not the envelope, through the route of the same name."""
+    body = foreign_body(identifier, payload, automation=automation)
+    webhook = _webhook(identifier, body, synchronized, agent, method, automation=automation)
+    return webhook if payload.header is None else webhook.replace(headers={payload.header: "{{ .run.id }}"})
 
 
 def legacy_body(identifier: str, webhook: Webhook, *, automation: bool = False) -> dict[str, Json]:

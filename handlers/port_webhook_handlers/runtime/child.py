@@ -177,6 +177,8 @@ def main() -> None:
 def completed(request: dict[str, Any]) -> dict[str, Any]:
     """A request as handlers are run with, from one that holds the body as it was signed."""
     body = request["body"]
+    if "payload" in request:
+        return _from_another_form(request, body)
     entity = body.get("entity") or None
     request["run"].update(
         blueprint=entity.get("blueprint") if isinstance(entity, dict) else None,
@@ -186,6 +188,15 @@ def completed(request: dict[str, Any]) -> dict[str, Any]:
         idempotency_key=request["run"]["id"],
     )
     request["inputs"] = body.get("inputs") or {}
+    return request
+
+
+def _from_another_form(request: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    from port_webhook_handlers.port.payload import Payload
+
+    payload = Payload(**request["payload"])
+    request["run"].update(**payload.context_of(body), idempotency_key=request["run"]["id"])
+    request["inputs"] = payload.inputs_of(body) or {}
     return request
 
 

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.port.encryption import DecryptionError
+from port_webhook_handlers.port.payload import ENVELOPE
 from port_webhook_handlers.process import ProcessIdentity
 from port_webhook_handlers.runtime.children import ChildPool, kill_orphan, line
 from port_webhook_handlers.runtime.claims import Answer, LedgerError
@@ -504,6 +505,8 @@ class Dispatcher:
                 "secrets": {name: content.secrets[name] for name in route.secrets if name in content.secrets},
                 "settings": self._settings(route),
             }
+            if route.payload is not ENVELOPE:
+                constant["payload"] = route.payload.to_json()
             action = json.dumps({"action": route.action})[1:-1].encode()
             known = self._constant[route.name] = content, b"{%b," % action, line(constant)[1:-2]
         # A run id is plain letters and digits.

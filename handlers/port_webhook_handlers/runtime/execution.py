@@ -73,8 +73,7 @@ def handler_request(
     Raises:
         DecryptionError: an encrypted input cannot be read with any key.
     """
-    entity = body.get("entity") or None
-    inputs = dict(body.get("inputs") or {})
+    inputs = dict(route.payload.inputs_of(body) or {})
     for name in route.encrypted_inputs:
         if inputs.get(name) is not None:
             inputs[name] = _decrypt(inputs[name], decryption)
@@ -82,10 +81,7 @@ def handler_request(
         "run": {
             "id": run_id,
             "action": route.action,
-            "blueprint": entity.get("blueprint") if isinstance(entity, dict) else None,
-            "entity": entity,
-            "trigger": body.get("trigger"),
-            "event": body.get("event"),
+            **route.payload.context_of(body),
             "attempt": attempt,
             "deadline": deadline,
             "idempotency_key": run_id,

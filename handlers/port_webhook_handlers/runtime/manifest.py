@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from port_webhook_handlers.port.payload import ENVELOPE, Payload
+
 FILE_NAME: Final = "manifest.json"
 VERSION: Final = 1
 
@@ -37,11 +39,11 @@ class Route:
     Attributes:
         name: the last segment of the route's path, decoded.
         kind: `action` or `automation`.
-        action: what `port_context.action` of a request must equal.
+        action: what a request must name, where its form does (`port_context.action` in the envelope).
         method: the one HTTP method accepted.
         mode: `async` (answered 202, reported later) or `sync` (the answer is the result).
         scheme: signature scheme, `raw` or `official-agent`.
-        run_id_path: where the run id stands in the body.
+        payload: where its requests hold the run id, the inputs and the rest.
         inputs_schema: JSON Schema (draft 7) of the user inputs.
         encrypted_inputs: names of the inputs that arrive encrypted.
         handler: `module:function`.
@@ -61,7 +63,7 @@ class Route:
     method: str = "POST"
     mode: str = "async"
     scheme: str = "raw"
-    run_id_path: tuple[str, ...] = ("port_context", "runId")
+    payload: Payload = ENVELOPE
     inputs_schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
     encrypted_inputs: tuple[str, ...] = ()
     timeout_seconds: float = 870
@@ -79,6 +81,8 @@ class Route:
             if item.name == "name":
                 continue
             value = getattr(self, item.name)
+            if isinstance(value, Payload):
+                value = value.to_json()
             body[item.name] = list(value) if isinstance(value, tuple) else value
         return body
 
@@ -211,7 +215,7 @@ def _route(name: str, value: object) -> Route:
         method=_choice(body, "method", _METHODS, where),
         mode=_choice(body, "mode", _MODES, where),
         scheme=_choice(body, "scheme", _SCHEMES, where),
-        run_id_path=_texts(body, "run_id_path", where),
+        payload=_payload(body["payload"], f"{where}.payload"),
         inputs_schema=_object(body["inputs_schema"], f"{where}.inputs_schema"),
         encrypted_inputs=_texts(body, "encrypted_inputs", where),
         timeout_seconds=_number(body, "timeout_seconds", where),
@@ -224,9 +228,21 @@ def _route(name: str, value: object) -> Route:
     )
     if not _TARGET.fullmatch(route.handler):
         raise ManifestError(f"{where}.handler: {route.handler!r} is not 'module:function'")
-    if not route.run_id_path:
-        raise ManifestError(f"{where}.run_id_path: is empty; name where the run id stands in the body")
     return route
+
+
+def _payload(value: object, where: str) -> Payload:
+    body = _object(value, where)
+    known = tuple(item.name for item in fields(Payload))
+    _refuse_unknown(body, known, where)
+    if missing := [key for key in known if key not in body]:
+        raise ManifestError(f"{where}: {', '.join(missing)} is missing; build the bundle again")
+    try:
+        payload = Payload(**body)
+    except ValueError as error:
+        raise ManifestError(f"{where.removesuffix('.payload')}.{error}") from error
+    # One object, so that the receiver knows the usual form by its identity.
+    return ENVELOPE if payload == ENVELOPE else payload
 
 
 def _object(value: object, where: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.port.json_codec import JsonCodec, StrictCodec
+from port_webhook_handlers.port.payload import ENVELOPE, at
 from port_webhook_handlers.port.signature import VerificationError, verify, verify_official_agent
 from port_webhook_handlers.port.strict_json import StrictJsonError
 from port_webhook_handlers.runtime.claims import Answer, Claim, Claims, LedgerError, SigningSecrets
@@ -51,7 +52,6 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 PREFIX: Final = "/webhooks/"
 VERIFICATION: Final = "_verification"
-ENVELOPE_RUN_ID: Final = ("port_context", "runId")
 
 # A run id becomes a segment of a path in Port's API.
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
@@ -377,8 +377,7 @@ class Receiver:
             raise RefusedError(
                 413, "too_large", f"The message is larger than {self._limits.max_body_bytes} bytes."
             )
-        _check_action(body, route.action, required=route.run_id_path == ENVELOPE_RUN_ID)
-        invocation = Invocation(route, _run_id(body, route.run_id_path), body, raw)
+        invocation = Invocation(route, _run_of(route, body), body, raw)
         return await self._claim(invocation, comes_again=True)
 
     async def take_many(
@@ -402,8 +401,7 @@ class Receiver:
             if route is None or route.mode != "async" or len(raw) > self._limits.max_body_bytes:
                 continue
             try:
-                _check_action(body, route.action, required=route.run_id_path == ENVELOPE_RUN_ID)
-                invocation = Invocation(route, _run_id(body, route.run_id_path), body, raw)
+                invocation = Invocation(route, _run_of(route, body), body, raw)
                 if self._refusal(invocation) is not None:
                     continue
             except RefusedError:
@@ -509,8 +507,7 @@ class Receiver:
         parsed = self._verified(route.scheme, headers, body)
         if method != route.method:
             raise _wrong_method(route.method)
-        _check_action(parsed, route.action, required=route.run_id_path == ENVELOPE_RUN_ID)
-        return Invocation(route, _run_id(parsed, route.run_id_path), parsed, body)
+        return Invocation(route, _run_of(route, parsed, headers), parsed, body)
 
     # Claims
 
@@ -531,7 +528,9 @@ class Receiver:
         if invocation.route.kind == "automation":
             # An event's shape is Port's, not a form's.
             return None
-        fields = self._validators[invocation.route.name].errors(invocation.body.get("inputs", {}))
+        payload, body = invocation.route.payload, invocation.body
+        inputs = body.get("inputs", {}) if payload is ENVELOPE else payload.inputs_of(body)
+        fields = self._validators[invocation.route.name].errors(inputs)
         if fields:
             return RefusedError(422, "invalid_inputs", "The inputs are not valid.", fields)
         return None
@@ -662,8 +661,7 @@ class Receiver:
                 raise refusal from None
         if method != "POST":
             raise _wrong_method("POST")
-        _check_action(parsed, VERIFICATION, required=True)
-        run_id = _run_id(parsed, ENVELOPE_RUN_ID)
+        run_id = _envelope_run(parsed, VERIFICATION)
         try:
             claim = await self._ledger.claim(run_id, VERIFICATION, "probe", self._hash(parsed), body)
         except LedgerError as error:
@@ -679,8 +677,7 @@ class Receiver:
             404, "unknown_route", "No handler is deployed for this route; deploy the stack again."
         )
         try:
-            _check_action(parsed, name, required=True)
-            run_id = _run_id(parsed, ENVELOPE_RUN_ID)
+            run_id = _envelope_run(parsed, name)
         except RefusedError:
             raise unknown from None
         # It is a run of that action, so it would stay open in Port if nobody ended it.
@@ -699,23 +696,50 @@ class Receiver:
         raise unknown
 
 
-def _check_action(body: dict[str, Any], expected: str, *, required: bool) -> None:
+def _run_of(route: Route, body: dict[str, Any], headers: Headers = ()) -> str:
+    """The run that a verified request is for; it is refused unless it names this route, where its form does."""
+    payload = route.payload
+    if payload is ENVELOPE:
+        return _envelope_run(body, route.action)
+    # Whatever its form: a body that names another action in the place of the envelope is not for this one.
+    named = at(body, ENVELOPE.action)
+    if named is not None and named != route.action:
+        raise _wrong_route("port_context.action")
+    if not payload.names(body, route.action):
+        raise _wrong_route(str(payload.action))
+    if payload.header is not None:
+        return _header_run(headers, payload.header)
+    return _checked_run_id(at(body, payload.run_id), payload.run_id)
+
+
+def _envelope_run(body: dict[str, Any], action: str) -> str:
     context = body.get("port_context")
-    action = context.get("action") if isinstance(context, dict) else None
     # All actions of an organisation are signed alike: without this a request for one could be sent to another.
-    if action != expected and (required or action is not None):
-        raise RefusedError(403, "wrong_route", "The body's port_context.action does not name this route.")
+    if not isinstance(context, dict) or context.get("action") != action:
+        raise _wrong_route("port_context.action")
+    return _checked_run_id(context.get("runId"), ENVELOPE.run_id)
 
 
-def _run_id(body: dict[str, Any], path: tuple[str, ...]) -> str:
-    value: Any = body
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+def _header_run(headers: Headers, header: str) -> str:
+    wanted = header.lower().encode()
+    found = [value for name, value in headers if name == wanted]
+    if len(found) > 1:
+        raise RefusedError(400, "duplicate_header", f"The {header} header is there twice.")
+    if not found:
+        raise RefusedError(400, "missing_run_id", f"The request has no {header} header with the run's id.")
+    return _checked_run_id(found[0].decode("latin-1"), f"the {header} header")
+
+
+def _checked_run_id(value: object, where: str) -> str:
     if value is None:
-        raise RefusedError(400, "missing_run_id", f"The body has no run id at {'.'.join(path)}.")
+        raise RefusedError(400, "missing_run_id", f"The body has no run id at {where}.")
     if not isinstance(value, str) or not _RUN_ID.fullmatch(value):
-        raise RefusedError(400, "invalid_run_id", f"The value at {'.'.join(path)} is not a run id.")
+        raise RefusedError(400, "invalid_run_id", f"The value at {where} is not a run id.")
     return value
+
+
+def _wrong_route(path: str) -> RefusedError:
+    return RefusedError(403, "wrong_route", f"The body's {path} does not name this route.")
 
 
 def _acceptance(run_id: str, claim: Claim) -> Response:

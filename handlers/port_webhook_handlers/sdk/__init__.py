@@ -11,7 +11,8 @@ def greet(inputs: Greet, run: Run) -> Success:
     return Success(summary=f"Hello {inputs.name}")
 """
 
-from port_webhook_handlers.sdk import triggers
+from port_webhook_handlers.port.payload import Payload
+from port_webhook_handlers.sdk import payloads, triggers
 from port_webhook_handlers.sdk.decorators import action, automation
 from port_webhook_handlers.sdk.errors import (
     HandlerDefinitionError,
@@ -65,6 +66,7 @@ __all__ = [
     "LabeledUrl",
     "Markdown",
     "MultiLine",
+    "Payload",
     "Proto",
     "Result",
     "RetryableError",
@@ -83,5 +85,6 @@ __all__ = [
     "action",
     "automation",
     "jq",
+    "payloads",
     "triggers",
 ]

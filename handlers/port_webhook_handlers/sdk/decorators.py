@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Never, TypeVar
 
+from port_webhook_handlers.port.payload import ENVELOPE, Payload
 from port_webhook_handlers.sdk.handler import (
     Method,
     Mode,
@@ -34,6 +35,8 @@ def action(
     method: Method = "POST",
     agent: bool = False,
     scheme: Scheme = "raw",
+    payload: Payload = ENVELOPE,
+    manage: bool | None = None,
     secrets: Sequence[str] = (),
     timeout_seconds: float | None = None,
     privilege_group: str = "default",
@@ -65,6 +68,10 @@ def action(
         method: HTTP method of the invocation.
         agent: deliver through the execution agent instead of over the internet.
         scheme: "official-agent" where Port's own agent delivers; it signs other bytes than it sends.
+        payload: where its requests hold run id, inputs and the rest: the envelope that the stack's definitions send,
+            or, for an action that exists in Port with a body of its own, a `Payload` such as `payloads.LEGACY`.
+        manage: whether the stack declares it in Port. By default it does with the envelope, and with another
+            payload it serves the route only; an action that others declare just points its URL at the route.
         secrets: names of the secrets that the handler gets.
         timeout_seconds: the handler is killed after this time; by default 870, in mode sync 25.
         privilege_group: handlers of one group may share credentials in the cloud.
@@ -98,7 +105,7 @@ def action(
 def automation(
     identifier: str,
     *,
-    trigger: EventTrigger,
+    trigger: EventTrigger | None = None,
     title: str | None = None,
     description: str | None = None,
     icon: str | None = None,
@@ -107,6 +114,8 @@ def automation(
     method: Method = "POST",
     agent: bool = False,
     scheme: Scheme = "raw",
+    payload: Payload = ENVELOPE,
+    manage: bool | None = None,
     secrets: Sequence[str] = (),
     timeout_seconds: float | None = None,
     privilege_group: str = "default",
@@ -125,7 +134,7 @@ def automation(
 
     Args:
         identifier: of the automation in Port, and the name of its route.
-        trigger: the event, made by a function of the `triggers` module.
+        trigger: the event, made by a function of the `triggers` module; not needed with `manage=False`.
         condition: JQ expressions over the event that must all hold, such as `.diff.after.properties.tier`.
         publish: False keeps the automation inactive.
 

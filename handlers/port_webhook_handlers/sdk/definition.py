@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from port_webhook_handlers.port.envelope import RUN_ID_PATH, action_webhook, automation_webhook
+from port_webhook_handlers.port.definitions import Webhook
+from port_webhook_handlers.port.envelope import action_webhook, automation_webhook, foreign_webhook
+from port_webhook_handlers.port.payload import ENVELOPE
 from port_webhook_handlers.sdk.handler import Handler
 
 Json = dict[str, Any]
@@ -16,13 +18,7 @@ def definition(handler: Handler) -> Json:
     body: Json = {"identifier": handler.identifier}
     _add(body, title=handler.title, description=handler.description, icon=handler.icon)
     body["trigger"] = _automation(handler) if handler.kind == "automation" else _self_service(handler)
-    webhook = automation_webhook if handler.kind == "automation" else action_webhook
-    body["invocationMethod"] = webhook(
-        handler.identifier,
-        synchronized=handler.mode == "sync",
-        agent=handler.agent,
-        method=handler.method,
-    ).to_body()
+    body["invocationMethod"] = _webhook(handler).to_body()
     approval = handler.required_approval
     _add(
         body,
@@ -50,7 +46,7 @@ def route(handler: Handler, source: str) -> Json:
         "method": handler.method,
         "mode": handler.mode,
         "scheme": handler.scheme,
-        "run_id_path": list(RUN_ID_PATH),
+        "payload": handler.payload.to_json(),
         "inputs_schema": schema,
         "encrypted_inputs": encrypted,
         "handler": handler.target,
@@ -62,6 +58,22 @@ def route(handler: Handler, source: str) -> Json:
         "secrets": list(handler.secrets),
         "source": source,
     }
+
+
+def _webhook(handler: Handler) -> Webhook:
+    synchronized, agent, method = handler.mode == "sync", handler.agent, handler.method
+    automation = handler.kind == "automation"
+    if handler.payload != ENVELOPE:
+        return foreign_webhook(
+            handler.identifier,
+            handler.payload,
+            automation=automation,
+            synchronized=synchronized,
+            agent=agent,
+            method=method,
+        )
+    webhook = automation_webhook if automation else action_webhook
+    return webhook(handler.identifier, synchronized=synchronized, agent=agent, method=method)
 
 
 def _self_service(handler: Handler) -> Json:

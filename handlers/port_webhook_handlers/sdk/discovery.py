@@ -75,7 +75,7 @@ def discover(root: Path, modules: Sequence[str], settings: Mapping[str, Mapping[
             name: route(handler, _place(root, handler)) | {"handler": targets[name]}
             for name, handler in found.items()
         },
-        "definitions": {name: definition(handler) for name, handler in found.items()},
+        "definitions": {name: definition(handler) for name, handler in found.items() if handler.manage},
         "permissions": {
             name: dict(handler.permissions)
             for name, handler in found.items()

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from port_webhook_handlers.port.envelope import foreign_body
 from port_webhook_handlers.port.names import is_identifier, is_secret_name
+from port_webhook_handlers.port.payload import ENVELOPE, SPREAD, Payload
 from port_webhook_handlers.sdk.errors import HandlerDefinitionError, SourceLocation
 from port_webhook_handlers.sdk.inputs import Form, Inputs
 from port_webhook_handlers.sdk.run import Run
@@ -18,7 +20,7 @@ from port_webhook_handlers.sdk.triggers import EventTrigger
 
 Operation = Literal["CREATE", "DAY-2", "DELETE"]
 Mode = Literal["async", "sync"]
-Method = Literal["POST", "PUT", "PATCH", "DELETE"]
+Method = Literal["POST", "PUT", "PATCH", "DELETE", "GET"]
 Scheme = Literal["raw", "official-agent"]
 OnInterrupt = Literal["fail", "retry"]
 PermissionsOf = Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
@@ -51,6 +53,8 @@ class Handler:
     method: Method = "POST"
     agent: bool = False
     scheme: Scheme = "raw"
+    payload: Payload = ENVELOPE
+    manage: bool = True
     secrets: tuple[str, ...] = ()
     timeout_seconds: float = 0
     privilege_group: str = "default"
@@ -134,7 +138,7 @@ def attach(function: Callable[..., Any], options: Mapping[str, Any], unknown: Ma
     if unknown:
         refuse(_unknown_options(unknown, options))
     checked = dict(options)
-    for check in (_check_identity, _check_run, _check_definition):
+    for check in (_check_identity, _check_payload, _check_run, _check_definition):
         if problem := check(checked):
             refuse(problem)
     parameters = _parameters(function, refuse)
@@ -145,6 +149,8 @@ def attach(function: Callable[..., Any], options: Mapping[str, Any], unknown: Ma
         handler.form.check_defaults()
     except ValueError as error:
         refuse(f"inputs {error}")
+    if problem := _hidden_input(handler):
+        refuse(problem)
     setattr(function, ATTRIBUTE, handler)
 
 
@@ -177,6 +183,41 @@ def _check_identity(options: dict[str, Any]) -> str | None:
     if options["scheme"] == "official-agent" and not options["agent"]:
         return "the scheme official-agent needs agent=True: only Port's agent signs that way"
     return None
+
+
+def _check_payload(options: dict[str, Any]) -> str | None:
+    payload, manage = options["payload"], options["manage"]
+    if not isinstance(payload, Payload):
+        return f"payload is {payload!r}; use a Payload, or one of the payloads module such as payloads.LEGACY"
+    if manage not in (None, True, False):
+        return f"manage is {manage!r}; True declares it in Port, False leaves that to others"
+    options["manage"] = manage = payload == ENVELOPE if manage is None else manage
+    if payload.header is not None and options["agent"]:
+        return (
+            "payload has the run id in a header, and agents pass on bodies: use one that has it in the body"
+        )
+    if options["method"] == "GET" and not payload.empty_body:
+        return "method GET sends no body; it needs a payload with empty_body=True"
+    if not manage and options.get("permissions") is not None:
+        return "permissions are part of the action in Port, which manage=False leaves to others"
+    if manage:
+        try:
+            foreign_body(options["identifier"], payload, automation=options["kind"] == "automation")
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _hidden_input(handler: Handler) -> str | None:
+    if handler.payload.inputs != SPREAD:
+        return None
+    hidden = sorted(handler.payload.reserved & handler.form.schema()["properties"].keys())
+    return (
+        f"inputs: {hidden[0]} has another meaning in this payload, whose inputs stand beside it; "
+        "rename the input, or place the inputs elsewhere"
+        if hidden
+        else None
+    )
 
 
 def _check_run(options: dict[str, Any]) -> str | None:
@@ -236,6 +277,8 @@ def _plain(target: str, permissions: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 def _check_definition(options: dict[str, Any]) -> str | None:
     if options["kind"] == "automation":
+        if not options["manage"] and options["trigger"] is None:
+            return None
         if not isinstance(options["trigger"], EventTrigger):
             return (
                 'trigger must be an event of the triggers module, such as triggers.entity_updated("service")'
@@ -248,7 +291,7 @@ def _check_definition(options: dict[str, Any]) -> str | None:
         ):
             return "condition must be a JQ expression or a list of them"
         return None
-    if options["operation"] != "CREATE" and not options["blueprint"]:
+    if options["manage"] and options["operation"] != "CREATE" and not options["blueprint"]:
         return f"operation {options['operation']} runs on an entity; name its blueprint"
     if options["condition"] is not None and options["operation"] == "CREATE":
         return "condition needs an entity, so operation DAY-2 or DELETE (Port's rule)"

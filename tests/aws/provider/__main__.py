@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
 
-import grpc
-from google.protobuf import empty_pb2, struct_pb2
+import grpc  # type: ignore[import-untyped]
+from google.protobuf import empty_pb2, struct_pb2  # type: ignore[import-untyped]
 from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
 from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
 from tests.aws.provider.kinds import ANY, KINDS, Cloud, Kind

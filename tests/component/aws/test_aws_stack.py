@@ -484,7 +484,10 @@ def test_components_are_usable_alone(tmp_path: Path) -> None:
 
     @pulumi.runtime.test
     def program() -> pulumi.Output[str]:
-        keys = {"clientId": "id", "clientSecret": pulumi.Output.secret(CLIENT_SECRET)}
+        keys: dict[str, pulumi.Input[str]] = {
+            "clientId": "id",
+            "clientSecret": pulumi.Output.secret(CLIENT_SECRET),
+        }
         store = AwsSecretsStore(
             "store", settings, signing=[{"value": CLIENT_SECRET}], api=keys, decryption=[], secrets={}
         )

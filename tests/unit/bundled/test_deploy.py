@@ -125,7 +125,7 @@ UNHEALTHY: list[tuple[dict[str, Any], str]] = [
         {"command": ["{python}", "-c", "raise SystemExit('no database')"]},
         "ended before it was healthy; the end of",
     ),
-    ({"health": "/nothing", "start_seconds": 0.5}, "did not get healthy in time (/nothing: 404)"),
+    ({"health": "/nothing", "start_seconds": 1.5}, "did not get healthy in time (/nothing: 404)"),
     (
         {"command": ["{python}", "-c", "import time; time.sleep(60)"], "start_seconds": 0.3},
         "ConnectionRefusedError",

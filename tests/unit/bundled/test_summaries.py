@@ -103,7 +103,10 @@ CASES: dict[str, Case] = {
         ("ended", "no port"),
     ),
     "never healthy": Case(
-        deploy_microservice, DEPLOY, local(health="/nothing", start_seconds=0.3), ("/nothing", "404")
+        deploy_microservice,
+        DEPLOY,
+        local(health="/nothing", start_seconds=0.3),
+        ("/nothing", "did not get healthy"),
     ),
     "deployments cannot be written": Case(
         deploy_microservice, DEPLOY, local(), ("deployments", "cannot be used"), is_no_folder("deployments")

@@ -42,7 +42,7 @@ def test_round_trip_and_digest(tmp_path: Path) -> None:
         ({"max_attempts": 0}, "routes.deploy.max_attempts"),
         ({"max_attempts": True}, "routes.deploy.max_attempts"),
         ({"timeout_seconds": float("inf")}, "routes.deploy.timeout_seconds"),
-        ({"run_id_path": []}, "routes.deploy.run_id_path"),
+        ({"payload": []}, "routes.deploy.payload"),
         ({"secrets": "TOKEN"}, "routes.deploy.secrets"),
         ({"inputs_schema": []}, "routes.deploy.inputs_schema"),
         ({"handler": "pkg/mod.py:run"}, "routes.deploy.handler"),

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.runtime.kit import ROUTES, SECRET, envelope, route, signature, write_secrets
 
+from port_webhook_handlers.port.payload import Payload
 from port_webhook_handlers.runtime.claims import Answer, LedgerError
 from port_webhook_handlers.runtime.config import Limits
 from port_webhook_handlers.runtime.ledger import Ledger
@@ -25,7 +26,7 @@ ALL_ROUTES = (
     *ROUTES,
     route("agent", scheme="official-agent"),
     route("put", method="PUT"),
-    route("foreign", run_id_path=("context", "runId")),
+    route("foreign", payload=Payload(run_id="context.runId", inputs="inputs")),
     route("name with/odd ✓", handler="app:work"),
     route("on_change", kind="automation", handler="app:work"),
 )

@@ -8,16 +8,19 @@ from typing import Annotated, Any
 import pytest
 
 from port_webhook_handlers.port.definitions import definition_from_body, definition_to_body
+from port_webhook_handlers.port.payload import at
 from port_webhook_handlers.runtime.manifest import Route
 from port_webhook_handlers.sdk import (
     Field,
     HandlerDefinitionError,
     Inputs,
+    Payload,
     Result,
     Run,
     Success,
     action,
     automation,
+    payloads,
     triggers,
 )
 from port_webhook_handlers.sdk.definition import definition, route
@@ -173,7 +176,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"zzz": "x"}, "unknown option zzz; known are"),
     ({"operation": "DAY-2"}, "name its blueprint"),
     ({"operation": "UPDATE"}, "operation is 'UPDATE'; use one of CREATE, DAY-2, DELETE"),
-    ({"method": "GET"}, "method is 'GET'; use one of"),
+    ({"method": "HEAD"}, "method is 'HEAD'; use one of"),
     ({"condition": [{}]}, "operation DAY-2 or DELETE"),
     ({**DAY_2, "condition": "x"}, "list of rules"),
     ({"secrets": "TOKEN"}, r"write secrets=\['TOKEN'\]"),
@@ -190,6 +193,12 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"required_approval": "SOME"}, "required_approval is"),
     ({"card_button": "x"}, "2 to 15 characters"),
     ({"permissions": {"read": {}}}, "keys execute and approve"),
+    ({"payload": "context.runId"}, "payload is 'context.runId'; use a Payload"),
+    ({"payload": payloads.RUN_ID_HEADER, "agent": True}, "agents pass on bodies"),
+    ({"method": "GET"}, "method GET sends no body"),
+    ({"manage": False, "permissions": {"execute": {}}}, "manage=False leaves to others"),
+    ({"manage": "no"}, "manage is 'no'"),
+    ({"payload": Payload(run_id="a.b", inputs="a"), "manage": True}, "lies inside another place"),
 ]
 
 
@@ -202,6 +211,57 @@ def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None
 
     assert str(caught.value).startswith(f"{__file__}:")
     assert caught.value.problem.startswith("@action 'wrong': ")
+
+
+def test_the_default_is_the_envelope_declared_by_the_stack() -> None:
+    handler = handler_of(restart)
+    assert (handler.payload, handler.manage) == (payloads.ENVELOPE, True)
+    assert route(handler, "")["payload"] == payloads.ENVELOPE.to_json()
+
+
+@pytest.mark.parametrize("form", [payloads.UI, payloads.SNAKE_CASE, payloads.RUN_ID_HEADER, payloads.LEGACY])
+def test_a_foreign_definition_is_served_but_not_declared(form: Payload) -> None:
+    @action("foreign", payload=form, operation="DAY-2")
+    def foreign(inputs: Restart) -> None: ...
+
+    @automation("foreign_event", payload=form)
+    def foreign_event(run: Run) -> None: ...
+
+    for function in (foreign, foreign_event):
+        assert handler_of(function).manage is False
+        assert Payload(**route(handler_of(function), "")["payload"]) == form
+
+
+@pytest.mark.parametrize("form", [payloads.UI, payloads.SNAKE_CASE, payloads.RUN_ID_HEADER, payloads.LEGACY])
+def test_a_form_that_is_declared_is_what_the_route_reads(form: Payload) -> None:
+    @action("form", payload=form, manage=True)
+    def declared(inputs: Restart) -> None: ...
+
+    found = definition(handler_of(declared))
+    assert definition_to_body(definition_from_body(found)) == found
+    method = found["invocationMethod"]
+    body = dict(method["body"])
+    if "{{ spreadValue() }}" in body:
+        assert body.pop("{{ spreadValue() }}") == "{{ .inputs }}"
+        assert form.inputs_of(body) == {}
+    else:
+        assert form.inputs_of(body) == "{{ .inputs }}"
+    assert form.context_of(body)["entity"] == "{{ .entity }}"
+    assert form.names(body, "form")
+    if form.header:
+        assert method["headers"] == {"RUN_ID": "{{ .run.id }}"}
+    else:
+        assert at(body, form.run_id) == "{{ .run.id }}"
+
+
+def test_an_input_that_the_form_would_hide() -> None:
+    class Hidden(Inputs):
+        port_context: str
+
+    with pytest.raises(HandlerDefinitionError, match="port_context has another meaning"):
+
+        @action("hidden", payload=payloads.UI)
+        def hidden(inputs: Hidden) -> None: ...
 
 
 @pytest.mark.parametrize("identifier", ["", ".", "a b", "a/b", "_verification"])

@@ -70,12 +70,14 @@ class Known:
         blueprints: shapes by identifier.
         actions: identifiers of other actions and automations.
         routes: names of the routes that handlers serve.
+        unmanaged: those of them whose definitions others keep, so that none is missed.
     """
 
     secrets: Collection[str] | None = None
     blueprints: Mapping[str, BlueprintShape] | None = None
     actions: Collection[str] | None = None
     routes: Collection[str] | None = None
+    unmanaged: Collection[str] = ()
 
     @staticmethod
     def shapes(blueprints: Iterable[Mapping[str, Json]]) -> dict[str, BlueprintShape]:

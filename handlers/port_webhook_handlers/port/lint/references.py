@@ -52,7 +52,7 @@ def check_set(contexts: Sequence[Context], known: Known) -> Iterator[Finding]:
                 "rename all but one",
             )
     used = {route_name(_url(context) or "") for context in contexts}
-    for route in sorted(set(known.routes or ()) - used):
+    for route in sorted(set(known.routes or ()) - used - set(known.unmanaged)):
         yield Finding(
             "PW408",
             "warning",
