@@ -206,12 +206,12 @@ class _Child(asyncio.Protocol):
             if self.jobs:
                 self._begin(self.jobs[0])
             outcome = Outcome(
-                status=result["status"] if result.get("status") in STATUSES else "FAILURE",
-                summary=result.get("summary"),
-                link=result.get("link"),
-                response=result.get("response"),
-                retryable=bool(result.get("retryable")),
-                error_type=str(result.get("error_type") or ""),
+                result["status"] if result.get("status") in STATUSES else "FAILURE",
+                result.get("summary"),
+                result.get("link"),
+                result.get("response"),
+                bool(result.get("retryable")),
+                str(result.get("error_type") or ""),
             )
             job.end(outcome)
             self.on_result(self, float(message.get("seconds") or 0))

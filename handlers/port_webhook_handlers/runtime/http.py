@@ -42,6 +42,10 @@ _STATUS: Final = {
 _HEAD_TOO_LARGE: Final = RefusedError(431, "head_too_large", "The request's head is too large.")
 
 
+# The same few hosts over and over.
+_host_of = functools.lru_cache(64)(host_of)
+
+
 class HttpServer:
     """Serves a receiver on listening sockets.
 
@@ -211,14 +215,13 @@ class _Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._request.path += url
-        self._count(len(url))
+        self._head_size += len(url)
+        if self._head_size > _HEAD_BYTES:
+            raise _HEAD_TOO_LARGE
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._request.headers.append((name.lower(), value))
-        self._count(len(name) + len(value) + _HEADER_BYTES)
-
-    def _count(self, size: int) -> None:
-        self._head_size += size
+        self._head_size += len(name) + len(value) + _HEADER_BYTES
         if self._head_size > _HEAD_BYTES:
             raise _HEAD_TOO_LARGE
 
@@ -270,7 +273,10 @@ class _Connection(asyncio.Protocol):
 
     def _serve(self, request: _Request) -> None:
         self._busy = True
-        response = request.refusal or _misaddressed(request.headers, self._server.hosts)
+        server = self._server
+        response = request.refusal
+        if response is None and server.hosts is not None:
+            response = _misaddressed(request.headers, server.hosts)
         self._server.answering += 1
         if response is not None:
             self._write(request, response)
@@ -321,9 +327,7 @@ def _path(request: _Request) -> str:
     return request.path.partition(b"?")[0].decode("latin-1")
 
 
-def _misaddressed(headers: list[tuple[bytes, bytes]], hosts: frozenset[str] | None) -> Response | None:
-    if hosts is None:
-        return None
+def _misaddressed(headers: list[tuple[bytes, bytes]], hosts: frozenset[str]) -> Response | None:
     # A web page can make a browser send requests to loopback, under a name it controls.
     host = b""
     for name, value in headers:
@@ -331,6 +335,6 @@ def _misaddressed(headers: list[tuple[bytes, bytes]], hosts: frozenset[str] | No
             host = value
         elif name == b"origin" and host_of(value.rpartition(b"/")[2]) not in hosts:
             return RefusedError(403, "wrong_origin", "Requests from web pages are not served.").response
-    if host_of(host) not in hosts:
+    if _host_of(host) not in hosts:
         return RefusedError(421, "wrong_host", "This listener does not serve that host name.").response
     return None
