@@ -61,7 +61,7 @@ def seal(inputs: Sealed, run: Run) -> Success:
 
 @action("work", title="Work", operation="CREATE")
 def work(run: Run) -> Success:
-    run.log("first version")
+    run.log("working")
     return Success(summary="worked")
 '''
 
@@ -279,8 +279,10 @@ def test_a_run_without_a_result_is_a_dead_letter_until_it_is_redriven(deployment
     assert kubelet.starts[name] == 1
 
 
-def test_both_secrets_are_accepted_while_a_rotation_overlaps(deployment: Deployment) -> None:
+def test_new_code_and_a_rotation_whose_secrets_overlap(deployment: Deployment) -> None:
     former = deployment.port.client_secret
+    before = deployment.bundles()
+    deployment.handlers.write_text(HANDLERS.replace("sealing", "second version"))
     control.rotate_secret(deployment.port.home, "stage")
     control.rotate_secret(deployment.port.home, "activate", 3600)
     renewed = control.status(deployment.port.home)
@@ -291,10 +293,16 @@ def test_both_secrets_are_accepted_while_a_rotation_overlaps(deployment: Deploym
     shown = deployment.cli("rotate-secret", "--from-env", "NEW_SECRET", "--overlap", "2h").text
     assert "the former one is valid until" in shown
     assert not {former, new} & set(shown.split())
+    # Both ConfigMaps of the bundle and that of the dispatcher are made anew, Secrets and all else in place.
+    assert "3 replaced" in shown
+    after = deployment.bundles()
+    assert (len(after), set(after) & set(before)) == (len(before), set())
     deployment.project.environment["PORT_CLIENT_SECRET"] = new
     deployment.close()
     assert deployment.send(former, "work", "r_former") == 202
-    assert "SUCCESS" in deployment.cli("run", "seal-dev", "-i", "word=x", "--follow").stdout
+    shown = deployment.cli("run", "seal-dev", "-i", "word=x", "--follow").stdout
+    assert "SUCCESS" in shown
+    assert "second version" in shown
     assert "a former signing secret is valid until" in deployment.cli("status").stdout
     # What Port encrypted before the rotation is read after it.
     sealed = encrypt_input("marmalade", former)
@@ -317,19 +325,8 @@ def test_both_secrets_are_accepted_while_a_rotation_overlaps(deployment: Deploym
     assert deployment.send(new, "work", "r_new") == 202
 
 
-def test_new_code(deployment: Deployment) -> None:
-    before = deployment.bundles()
-    deployment.handlers.write_text(HANDLERS.replace("first version", "second version"))
-    counts = deployment.operate("up")
-    # Both ConfigMaps of the bundle and that of the dispatcher; policy, two Deployments and the verification.
-    assert (counts["replace"], counts["update"], counts.get("delete")) == (3, 4, None)
-    after = deployment.bundles()
-    assert (len(after), set(after) & set(before)) == (len(before), set())
-    assert "second version" in deployment.cli("run", "work-dev", "--follow").stdout
+def test_a_refresh_finds_everything_as_it_is_and_nothing_is_left_in_the_end(deployment: Deployment) -> None:
     assert set(deployment.operate("refresh")) == {"same"}
-
-
-def test_nothing_is_left(deployment: Deployment) -> None:
     assert deployment.operate("destroy")["delete"] > 40
     policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
     for path in ("/api/v1/namespaces", f"{policies}ies", f"{policies}ybindings"):

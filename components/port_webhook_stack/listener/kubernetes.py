@@ -329,14 +329,16 @@ class KubernetesListener(pulumi.ComponentResource):
             after,
         )
         for group in (None, *plan.listener_groups):
-            running += self._deploy(
+            deployed = self._deploy(
                 registrar,
                 listener_config(plan, group),
                 listener(plan, group, secrets_version),
                 [*base, *mounted, *secrets],
                 after,
             )
-            running += registrar.add([service(plan, group), *scaling(plan, group)], after=after)
+            # An autoscaler without anything to scale complains.
+            scaled = registrar.add(scaling(plan, group), after=[*after, *deployed])
+            running += [*deployed, *scaled, *registrar.add([service(plan, group)], after=after)]
         entry = ingress(plan)
         if entry is not None:
             running += registrar.add([entry], after=running)

@@ -163,6 +163,7 @@ def test_what_is_needed_comes_first(run: Callable[..., Mocks]) -> None:
         kind = name.split("-")[1] if "-" in name else ""
         if kind in first and name != "w-secret-port-webhook-agent-secrets":
             assert order.index(name) < deployment, name
+    assert deployment < order.index("w-horizontalpodautoscaler-port-webhook-listener")
     assert deployment < order.index("w-ingress-port-webhook-listener") < order.index("w-verification")
     assert order.index("w-verification") < order.index("w-action-work")
 
