@@ -95,6 +95,84 @@ EQUIVALENT = {
     "ledger Ledger.open: connection.execute('PRAGMA synchronous=FULL'): connection.execute('PRAGMA synchronous=FULL') removed": (
         "SQLite's own default unless it was built with another"
     ),
+    "ledger module: _CHECKPOINT_ROWS: Final = 4000: 4000 plus one": ("a bound of throughput alone"),
+    "ledger Ledger.__init__: self._answers_from = 0: 0 plus one": ("rows are counted from one"),
+    "ledger Ledger.open: connection.execute('PRAGMA wal_autocheckpoint=0'): connection.execute('PRAGMA wal_autocheckpoint=0') removed": (
+        "who copies the log: the writer or the thread beside it"
+    ),
+    "ledger Ledger._put_unwatched: self._put(_Operation(run, None, True)): True negated": (
+        "a savepoint around a single statement"
+    ),
+    "ledger Ledger.reported.operation: if note:: note if True": ("a blank line is not a note"),
+    "ledger Ledger.unreported: return await self._submit(operation, single=False): False negated": (
+        "its second statement only reads"
+    ),
+    "ledger Ledger.purge.operation: limits = (_first_since(connection, claims_before, 0), claims_before): 0 plus one": (
+        "rows are counted from one"
+    ),
+    "ledger Ledger._check_key: if row is None:: row is None if True": ("the same text is sealed anew"),
+    "ledger Ledger._submit: async def _submit(self, run: Callable[[sqlite3.Connection], T], *, single: bool=True) -> T:: True negated": (
+        "a savepoint around a single statement"
+    ),
+    "ledger Ledger._group: self._loop.call_soon(self._gather, 0, self._loop.time() + _GROUP_SECONDS): 0 plus one": (
+        "how long a group waits for more"
+    ),
+    "ledger Ledger._group: if not group.count:: not group.count if True": (
+        "further looks at a group that is handed over already"
+    ),
+    "ledger Ledger._gather: if seen < count < _GROUP_ROWS and self._loop.time() < until:: seen < count < _GROUP_ROWS [1] to LtE": (
+        "how long a group waits for more"
+    ),
+    "ledger Ledger._gather: if seen < count < _GROUP_ROWS and self._loop.time() < until:: self._loop.time() < until [0] to LtE": (
+        "how long a group waits for more"
+    ),
+    "ledger Ledger._hand_over: if self._submitted.count:: self._submitted.count if True": (
+        "a group of nothing"
+    ),
+    "ledger Ledger._gather: if seen < count < _GROUP_ROWS and self._loop.time() < until:: seen < count < _GROUP_ROWS and self._loop.time() < until if False": (
+        "how long a group waits for more"
+    ),
+    "ledger Ledger._work: while group.count < _GROUP_ROWS:: group.count < _GROUP_ROWS [0] to LtE": (
+        "how long a group waits for more"
+    ),
+    "ledger Ledger._checkpoint: connection.execute('PRAGMA wal_checkpoint(PASSIVE)'): connection.execute('PRAGMA wal_checkpoint(PASSIVE)') removed": (
+        "the thread and the writer each copy what the other left; which of them shows only in time"
+    ),
+    "ledger Ledger._checkpoint: self._unchecked = 0: 0 plus one": ("one row earlier"),
+    "ledger Ledger._checkpoint: self._checkpointer = threading.Thread(target=self._copy, name='ledger-copy', daemon=True): True negated": (
+        "it is waited for at the end"
+    ),
+    "ledger Ledger._copy: connection = sqlite3.connect(self._path, isolation_level=None, timeout=5): 5 plus one": (
+        "how long another process's lock is waited for"
+    ),
+    "ledger Ledger._copy: connection.execute('PRAGMA wal_checkpoint(PASSIVE)'): connection.execute('PRAGMA wal_checkpoint(PASSIVE)') removed": (
+        "the thread and the writer each copy what the other left; which of them shows only in time"
+    ),
+    "ledger Ledger._copy: connection.close(): connection.close() removed": (
+        "a connection that nobody holds is closed"
+    ),
+    "ledger _first_since: if row is None:: row is None if True": (
+        "more rows are looked at; the conditions on their times decide"
+    ),
+    "ledger _execute: if group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)):: group.count <= _BULK_ROWS [0] to Lt": (
+        "one statement in a transaction of its own or in one that is begun"
+    ),
+    "ledger _execute: if group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)):: group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)) if False": (
+        "one statement in a transaction of its own or in one that is begun"
+    ),
+    "ledger _execute: if claims:: claims if True": ("a savepoint around nothing"),
+    "ledger _apply: if operation.single:: operation.single if False": (
+        "a savepoint around a single statement"
+    ),
+    "ledger _claim_all: connection.execute('RELEASE claims'): connection.execute('RELEASE claims') removed": (
+        "the commit releases it"
+    ),
+    "ledger _apply: connection.execute('RELEASE operation'): connection.execute('RELEASE operation') removed": (
+        "the commit releases it"
+    ),
+    "ledger _apply: connection.execute('RELEASE operation'): connection.execute('RELEASE operation') removed (2)": (
+        "the commit releases it"
+    ),
 }
 
 

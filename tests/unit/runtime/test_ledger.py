@@ -549,7 +549,7 @@ def test_what_is_asked_while_the_disk_is_busy_is_done_together(tmp_path: Path) -
             await accept(ledger, name)
             await ledger.start(name)
             await ledger.finish(name, FAILURE)
-        commits = ledger._commits
+        commits, rows = ledger._commits, ledger._rows
         free = threading.Event()
         busy = asyncio.ensure_future(ledger._submit(lambda c: free.wait(20)))
         await asyncio.sleep(0.05)
@@ -576,7 +576,7 @@ def test_what_is_asked_while_the_disk_is_busy_is_done_together(tmp_path: Path) -
             *("a", True, True, None, None, []),
             *("b", True, True, None, None, []),
         ]
-        assert ledger._commits - commits == 2
+        assert (ledger._commits - commits, ledger._rows - rows) == (2, 13)
         for name in ("c", "d"):
             assert [report.body for report in await ledger.reports(name)] == [FAILURE]
         for name in ("x", "y"):
