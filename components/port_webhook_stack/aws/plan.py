@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.runtime import manifest as manifests
 from port_webhook_handlers.runtime.aws.deployment import VARIABLE, Deployment
+from port_webhook_handlers.runtime.confirmation import is_needed
 from port_webhook_handlers.runtime.execution import STARTS_AFTER_INTERRUPTS
 from port_webhook_handlers.runtime.manifest import Route
 from port_webhook_stack.aws import actions
@@ -139,8 +140,13 @@ class Plan:
             for route in group.routes
         )
 
+    @property
+    def confirms(self) -> bool:
+        """Whether the receiver asks Port about runs, whose ids are in a header."""
+        return is_needed(route for group in self.groups.values() for route in group.routes)
 
-def _check_environment(groups: Mapping[str, Group], settings: AwsSettings) -> None:
+
+def _check_environment(groups: Mapping[str, Group], settings: AwsSettings, port_base_url: str) -> None:
     """Lambda takes 4 KiB of variables, and the receiver's name every queue and function."""
     prefix, account = settings.name_prefix, "0" * 12
     queue = f"https://sqs.{settings.region}.amazonaws.com/{account}/{prefix}-"
@@ -158,6 +164,9 @@ def _check_environment(groups: Mapping[str, Group], settings: AwsSettings) -> No
         retention_days=13,
         overlap_seconds=86_400.5,
     )
+    if is_needed(route for group in groups.values() for route in group.routes):
+        api = {"api": largest.secrets["signing"].replace("-signing-", "-api-")}
+        largest = replace(largest, secrets={**largest.secrets, **api}, port_base_url=port_base_url)
     size = len(VARIABLE) + len(largest.dumps())
     if size > _MOST_ENVIRONMENT:
         raise SettingsError(
@@ -207,7 +216,7 @@ def plan(
     _check_times(routes.values(), sync_deadline_seconds)
     _check_permissions(routes, bundle.aws_permissions)
     _check_names(groups, settings.name_prefix)
-    _check_environment(groups, settings)
+    _check_environment(groups, settings, port_base_url)
     locks = settings.requirements or _locks(
         requirements, encrypted=any(group.decrypts for group in groups.values())
     )

@@ -28,6 +28,7 @@ from port_webhook_handlers.runtime.aws.messages import (
 from port_webhook_handlers.runtime.aws.secrets import CachedSecrets
 from port_webhook_handlers.runtime.claims import Answer, Claim, LedgerError
 from port_webhook_handlers.runtime.config import Limits
+from port_webhook_handlers.runtime.confirmation import BlockingConfirmation, is_needed
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest
 from port_webhook_handlers.runtime.metrics import Metrics
@@ -172,7 +173,12 @@ class ReceiverFunction:
         self._archive = archive
         self._log = log
         self.secrets = CachedSecrets(
-            api, deployment.secrets, ("signing",), deployment.secrets_seconds, log, deployment.overlap_seconds
+            api,
+            deployment.secrets,
+            ("signing", "api"),
+            deployment.secrets_seconds,
+            log,
+            deployment.overlap_seconds,
         )
         ledger = DynamoLedger(api, deployment.table, deployment.retention_days)
         self._limits = Limits(
@@ -190,6 +196,9 @@ class ReceiverFunction:
             log,
             Metrics(),
             eager=False,
+            confirm=BlockingConfirmation(self.secrets, deployment.port_base_url)
+            if is_needed(archive.manifest.routes.values())
+            else None,
         )
 
     def __call__(self, event: Mapping[str, Any], context: object) -> dict[str, Any]:
