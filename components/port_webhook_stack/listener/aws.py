@@ -172,6 +172,8 @@ class AwsListener(pulumi.ComponentResource):
                 "tolerance_seconds": plan.tolerance_seconds,
                 "overlap_seconds": plan.overlap_seconds,
                 **({"port_base_url": plan.port_base_url} if plan.confirms else {}),
+                **({"source_addresses": list(plan.source_addresses)} if plan.source_addresses else {}),
+                **({"trusted_proxy_hops": plan.trusted_proxy_hops} if plan.source_addresses else {}),
             },
             seconds=math.ceil(plan.sync_deadline_seconds) + 2 if here else _RECEIVER_SECONDS,
             memory=plan.settings.receiver_memory,

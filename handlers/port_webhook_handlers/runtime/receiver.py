@@ -8,7 +8,7 @@ the request, is at fault.
 |---|---|
 | 400 | `duplicate_header`, `malformed_signature`, `malformed_timestamp`, `invalid_json`, `duplicate_key`, …, `not_an_object`, `missing_run_id`, `invalid_run_id` |
 | 401 | `missing_signature`, `bad_signature`, `missing_timestamp`, `stale_timestamp` |
-| 403 | `wrong_route`, `unconfirmed_run` |
+| 403 | `wrong_route`, `unconfirmed_run`, `source_address` |
 | 404 | `not_found`, `unknown_route` |
 | 405 | `wrong_method` |
 | 409 | `run_id_reused` |
@@ -136,6 +136,11 @@ class Invocation:
 
 
 Respond = Callable[[Response], None]
+
+
+_ELSEWHERE: Final = RefusedError(
+    403, "source_address", "This listener takes no requests from the sender's address."
+)
 
 
 class QuickLedger(Protocol):
@@ -369,6 +374,10 @@ class Receiver:
         return Response(
             413, json_bytes(RefusedError(413, "too_large", f"The body is larger than {limit} bytes.").body())
         )
+
+    def from_elsewhere(self, path: str) -> Response:
+        """The answer to a request from an address that is none of the configured ones."""
+        return self._failed(_ELSEWHERE, path)
 
     async def take(self, name: str, body: dict[str, Any], raw: bytes) -> Response:
         """Claims a run of a message that the agent of this process has verified.

@@ -88,6 +88,7 @@ class Server:
         from port_webhook_handlers.runtime.outbox import Outbox
         from port_webhook_handlers.runtime.port_calls import LoopCalls
         from port_webhook_handlers.runtime.receiver import Receiver
+        from port_webhook_handlers.runtime.sources import Sources
 
         config = self._config
         try:
@@ -150,7 +151,8 @@ class Server:
         if config.host in LOOPBACK:
             public = urlsplit(config.public_url or "").hostname
             hosts = frozenset(filter(None, [public]))
-        self.http = HttpServer(self.receiver, config.limits.max_body_bytes, hosts)
+        sources = Sources.of(config.source_addresses, config.trusted_proxy_hops)
+        self.http = HttpServer(self.receiver, config.limits.max_body_bytes, hosts, sources)
         self.dispatcher.on_overload = self._overloaded
 
     async def gauges(self) -> str:

@@ -38,6 +38,7 @@ from port_webhook_handlers.runtime.port_calls import LoopCalls
 from port_webhook_handlers.runtime.receiver import Invocation, Receiver
 from port_webhook_handlers.runtime.redact import Redactor
 from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFileError, StoredSecrets
+from port_webhook_handlers.runtime.sources import Sources
 
 _API_THREADS: Final = 32
 _FLUSH_SECONDS: Final = 10.0
@@ -127,7 +128,8 @@ class Listener:
             raise StartError(str(error)) from error
         self.config = config
         self.routes = served.routes
-        self.application = Application(self.receiver, config.limits.max_body_bytes, None)
+        sources = Sources.of(config.source_addresses, config.trusted_proxy_hops)
+        self.application = Application(self.receiver, config.limits.max_body_bytes, None, sources)
 
     async def serve(self, port: int, metrics_port: int) -> None:
         """Serves until SIGTERM or SIGINT."""
