@@ -38,6 +38,7 @@ test-aws: dev ## Test target aws: rules over its resources, the archive under th
 	@$(BIN)/pytest tests/component/aws tests/unit/aws tests/aws tests/engine/test_aws.py
 
 test-kubernetes: dev ## Test target kubernetes; on a real control plane where `make tools` has built one.
+	@$(BIN)/python -m port_webhook_stack.engine
 	@$(BIN)/pytest tests/component/kubernetes tests/unit/kubernetes tests/kubernetes
 
 test-agent: dev ## Test the execution agent, on a real Kafka broker.

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from port_webhook_handlers.port.encryption import DecryptionError, decrypt_aes256_gcm, encrypt_aes256_gcm
-from port_webhook_handlers.port.payload import LEGACY
+from port_webhook_handlers.port.payload import LEGACY, RUN_ID_HEADER, Payload
 from port_webhook_handlers.runtime import config, manifest
 from port_webhook_handlers.runtime.claims import Answer, Claim
 from port_webhook_handlers.runtime.config import ConfigError, Limits
@@ -93,6 +93,8 @@ ROUTES = {
         _route("agent", scheme="official-agent"),
         _route("put", method="PUT"),
         _route("foreign", payload=LEGACY),
+        _route("header", payload=RUN_ID_HEADER),
+        _route("empty", payload=Payload(run_id="header:RUN_ID", empty_body=True), inputs_schema={}),
         _route("sealed", encrypted_inputs=("sealed",)),
         _route("on_change", kind="automation"),
     )
@@ -189,7 +191,8 @@ def _is_signed(case: Case) -> bool:
     seconds = int(stamp) / (1000 if int(stamp) >= 10**11 else 1)
     if abs(seconds - NOW) > 300:
         return False
-    texts = [case.body]
+    # A request without a body may be signed over an empty object instead.
+    texts = [case.body or b"{}", case.body]
     try:
         # The agent signs a compact form of what it sends.
         texts.append(json.dumps(json.loads(case.body), separators=(",", ":")).encode())
@@ -218,6 +221,7 @@ class Fuzzer:
             Log(self._null),
             Metrics(),
             clock=lambda: NOW,
+            confirm=self._confirm,
         )
         self._sealed = encrypt_aes256_gcm(b"secret", SECRETS[0].decode())
         self._manifest = Manifest({"a.py": "0" * 64}, ROUTES).dumps()
@@ -231,6 +235,10 @@ class Fuzzer:
             }
         ).encode()
         self._validator = InputsValidator(_SCHEMA)
+
+    async def _confirm(self, run_id: str, action: str) -> bool:
+        assert action in ("header", "empty"), action
+        return self.random.random() < 0.8
 
     def close(self) -> None:
         """Closes the log."""
@@ -258,7 +266,11 @@ class Fuzzer:
             "entity": {"identifier": "Zoë"},
             "trigger": {},
         }
+        if name == "header":
+            content = {**content["inputs"], "port_context": {"runId": run_id}}
         body = json.dumps(content, ensure_ascii=choose.random() < 0.5).encode()
+        if name == "empty" and choose.random() < 0.7:
+            body = b""
         if choose.random() < 0.6:
             body = self._mutated(body)
         text = body
@@ -272,6 +284,8 @@ class Fuzzer:
         if choose.random() < 0.4:
             signature = self._forged(signature, stamp, text)
         headers = [(b"x-port-timestamp", stamp), (b"x-port-signature", signature)]
+        if name in ("header", "empty"):
+            headers.append((b"run_id", run_id.encode()))
         if choose.random() < 0.15:
             self._shuffle(headers)
         if choose.random() < 0.2:

@@ -8,11 +8,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from port_webhook_handlers.port.names import is_identifier
+from port_webhook_handlers.port.regions import SOURCE_ADDRESSES
+from port_webhook_handlers.runtime.sources import MOST_HOPS
 from port_webhook_stack.agent import settings as agent_settings
 from port_webhook_stack.agent.settings import AgentSettings
 from port_webhook_stack.aws import settings as aws
@@ -28,6 +31,17 @@ PROVIDER = "port-webhook"
 
 ROTATION_OVERLAP_SECONDS = 24 * 3600.0
 """How long the listener accepts a client secret that was replaced, unless `port-webhook rotate-secret` says otherwise."""
+
+_LISTENER_KEYS = (
+    "port",
+    "publicUrl",
+    "syncDeadlineSeconds",
+    "toleranceSeconds",
+    "sourceAddresses",
+    "trustedProxyHops",
+)
+# Where local Port sends from.
+_LOCAL_ADDRESSES = ("127.0.0.0/8", "::1/128")
 
 PUBLISHED_SALT = "v1:Cz2k1BBARzA=:v1:jYT0aU8KcsG0Ee0P:dvpSchCIZyxUq2DtU2ylMKDHYoQSqw=="
 """Encryption salt of `stacks/Pulumi.local.yaml`, whose passphrase everybody knows."""
@@ -59,6 +73,8 @@ class ListenerSettings:
     public_url: str | None = None
     sync_deadline_seconds: float = 25.0
     tolerance_seconds: float = 300.0
+    source_addresses: tuple[str, ...] = ()
+    trusted_proxy_hops: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,7 +165,7 @@ def parse(
             f"Use eu, us or local{_nearest(region, ('eu', 'us', 'local'))}",
         )
     target = reader.choice("target", ("local", "aws", "kubernetes"), "local")
-    listener = _listener(reader)
+    listener = _listener(reader, region)
     agent = _agent(reader, target, project)
     needs_entry = target == "local" and agent is None
     if needs_entry and region != "local" and base_url is None and listener.public_url is None:
@@ -216,8 +232,8 @@ def _handler_settings(reader: _Reader) -> dict[str, Any]:
     return {**values, "*": {**shared, "catalog": catalog}}
 
 
-def _listener(reader: _Reader) -> ListenerSettings:
-    values = reader.mapping("listener", ("port", "publicUrl", "syncDeadlineSeconds", "toleranceSeconds"))
+def _listener(reader: _Reader, region: str | None) -> ListenerSettings:
+    values = reader.mapping("listener", _LISTENER_KEYS)
     key = f"{MODULE}:listener"
     port = values.get("port", 0)
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
@@ -243,7 +259,59 @@ def _listener(reader: _Reader) -> ListenerSettings:
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise SettingsError(f"{key}.{name}", f"{value!r} is out of range", f"Use {low} to {high} seconds")
         numbers[name] = float(value)
-    return ListenerSettings(port, public_url, numbers["syncDeadlineSeconds"], numbers["toleranceSeconds"])
+    return ListenerSettings(
+        port,
+        public_url,
+        numbers["syncDeadlineSeconds"],
+        numbers["toleranceSeconds"],
+        *_sources(values, region),
+    )
+
+
+def _sources(values: Mapping[str, Any], region: str | None) -> tuple[tuple[str, ...], int]:
+    """Addresses that requests may come from, and how many proxies are trusted to say it."""
+    key = f"{MODULE}:listener.sourceAddresses"
+    listed, hops = values.get("sourceAddresses", []), values.get("trustedProxyHops", 0)
+    if not isinstance(listed, list):
+        raise SettingsError(key, f"{listed!r} is no list", "Write a list such as [port, 10.0.0.0/8]")
+    found: list[str] = []
+    for index, item in enumerate(listed):
+        if item != "port":
+            found.append(_network(f"{key}[{index}]", item))
+        elif region is None:
+            raise SettingsError(
+                f"{key}[{index}]",
+                "port stands for the addresses of a region of Port, and none is set",
+                f"Set {PROVIDER}:region, or list the addresses",
+            )
+        else:
+            found += SOURCE_ADDRESSES.get(region, _LOCAL_ADDRESSES)
+    if isinstance(hops, bool) or not isinstance(hops, int) or not 0 <= hops <= MOST_HOPS:
+        raise SettingsError(
+            f"{MODULE}:listener.trustedProxyHops",
+            f"{hops!r} is no number of proxies",
+            f"Use 0 to {MOST_HOPS}: as many as add to X-Forwarded-For in front of the listener",
+        )
+    if hops and not found:
+        raise SettingsError(
+            f"{MODULE}:listener.trustedProxyHops",
+            "is of no use without addresses to compare with",
+            f"Set {key}, or remove it",
+        )
+    return tuple(dict.fromkeys(found)), hops
+
+
+def _network(key: str, value: object) -> str:
+    try:
+        if isinstance(value, str):
+            return str(ip_network(value))
+    except ValueError:
+        pass
+    raise SettingsError(
+        key,
+        f"{value!r} is no address or network",
+        "Write 10.1.2.3, 10.0.0.0/8 (no bits set behind the prefix), or port for the addresses that Port publishes",
+    )
 
 
 def _agent(reader: _Reader, target: str, project: Path) -> AgentSettings | None:

@@ -174,6 +174,8 @@ class WebhookStack(pulumi.ComponentResource):
                 "sync_deadline_seconds": settings.listener.sync_deadline_seconds,
                 "tolerance_seconds": settings.listener.tolerance_seconds,
             },
+            source_addresses=settings.listener.source_addresses,
+            trusted_proxy_hops=settings.listener.trusted_proxy_hops,
             handler_settings=settings.handler_settings,
             agent=agents.inside_listener(agent, bodies) if agent and agent.sink == "direct" else None,
             opts=self._child(before),

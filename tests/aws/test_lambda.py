@@ -32,7 +32,7 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 HANDLERS = """
 import os, time
 from pathlib import Path
-from port_webhook_handlers.sdk import Failure, Field, HandedOver, Inputs, RetryableError, Run, Success, action
+from port_webhook_handlers.sdk import Failure, Field, HandedOver, Inputs, RetryableError, Run, Success, action, payloads
 
 class Form(Inputs):
     text: str = ""
@@ -71,6 +71,11 @@ def pass_on(inputs: Form, run: Run) -> HandedOver:
 def serial(inputs: Form, run: Run) -> Success:
     mark(run)
     return Success()
+
+@action("theirs", title="Theirs", payload=payloads.RUN_ID_HEADER, manage=True)
+def theirs(inputs: Form, run: Run) -> Success:
+    mark(run)
+    return Success(summary=inputs.text)
 
 @action("ask", title="Ask", mode="sync")
 def ask(inputs: Form, run: Run) -> Success | Failure:
@@ -229,6 +234,20 @@ def test_an_asynchronous_run_goes_through_queue_worker_and_outbox(listener: List
     assert "[redacted]" in log
     assert "AWS_SECRET_ACCESS_KEY" not in log
     assert listener.port.client_secret not in listener.stack.log()
+
+
+def test_a_run_that_only_a_header_names_is_confirmed_by_port(listener: Listener) -> None:
+    run_id = listener.run("theirs", "confirmed")
+    assert listener.port.deliveries(run=run_id)[0]["status"] == 202
+    body = json.dumps({"text": "forged"}).encode()
+    other = listener.port.execute("greet", {"text": "other"})
+    for name in (other, "r_0000000000000000"):
+        headers = {**signed(listener.port.client_secret, body), "RUN_ID": name}
+        reply = requests.post(f"{listener.stack.url}/webhooks/theirs", data=body, headers=headers, timeout=60)
+        assert (reply.status_code, reply.json()["error"]) == (403, "unconfirmed_run")
+    listener.stack.deliver()
+    assert listener.port.run(run_id)["summary"] == "confirmed"
+    assert (listener.marks(run_id), listener.marks("r_0000000000000000")) == (["1"], [])
 
 
 def test_a_run_that_is_handed_over_stays_open_for_the_worker(listener: Listener) -> None:

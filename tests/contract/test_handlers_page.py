@@ -10,7 +10,14 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "handlers.md"
 
 def test_the_examples_of_the_page(tmp_path: Path) -> None:
     files = re.findall(r"```python file=(\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert {name for name, _ in files} == {"release.py", "conftest.py", "test_release.py", "test_listener.py"}
+    assert {name for name, _ in files} == {
+        "release.py",
+        "existing.py",
+        "conftest.py",
+        "test_release.py",
+        "test_existing.py",
+        "test_listener.py",
+    }
     for name, source in files:
         (tmp_path / name).write_text(source)
     done = subprocess.run(
@@ -32,4 +39,4 @@ def test_the_examples_of_the_page(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "4 passed" in done.stdout
+    assert "6 passed" in done.stdout

@@ -138,7 +138,6 @@ class Deployment:
                 "port-webhook-stack:listener": {"publicUrl": entry.url},
                 "port-webhook-stack:handlers": [*config["port-webhook-stack:handlers"], "hooks.py"],
                 "port-webhook-stack:secrets": {"TOKEN": {"fromEnv": "HANDLER_TOKEN"}},
-                "port-webhook-stack:blueprints": "create",
             },
             STACK,
         )

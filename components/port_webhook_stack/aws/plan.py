@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ from typing import Any, Final
 from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.runtime import manifest as manifests
 from port_webhook_handlers.runtime.aws.deployment import VARIABLE, Deployment
+from port_webhook_handlers.runtime.confirmation import is_needed
 from port_webhook_handlers.runtime.execution import STARTS_AFTER_INTERRUPTS
 from port_webhook_handlers.runtime.manifest import Route
 from port_webhook_stack.aws import actions
@@ -104,6 +105,7 @@ class Plan:
         port_base_url: Port's API.
         sync_deadline_seconds, tolerance_seconds: limits of the receiver.
         overlap_seconds: how long a former signing secret stays valid.
+        source_addresses, trusted_proxy_hops: where requests may come from, see `ListenerConfig`.
     """
 
     settings: AwsSettings
@@ -115,6 +117,8 @@ class Plan:
     sync_deadline_seconds: float
     tolerance_seconds: float
     overlap_seconds: float = 0
+    source_addresses: Sequence[str] = ()
+    trusted_proxy_hops: int = 0
 
     @cached_property
     def workers(self) -> tuple[Group, ...]:
@@ -139,8 +143,15 @@ class Plan:
             for route in group.routes
         )
 
+    @property
+    def confirms(self) -> bool:
+        """Whether the receiver asks Port about runs, whose ids are in a header."""
+        return is_needed(route for group in self.groups.values() for route in group.routes)
 
-def _check_environment(groups: Mapping[str, Group], settings: AwsSettings) -> None:
+
+def _check_environment(
+    groups: Mapping[str, Group], settings: AwsSettings, port_base_url: str, source_addresses: Sequence[str]
+) -> None:
     """Lambda takes 4 KiB of variables, and the receiver's name every queue and function."""
     prefix, account = settings.name_prefix, "0" * 12
     queue = f"https://sqs.{settings.region}.amazonaws.com/{account}/{prefix}-"
@@ -157,14 +168,18 @@ def _check_environment(groups: Mapping[str, Group], settings: AwsSettings) -> No
         tolerance_seconds=299.5,
         retention_days=13,
         overlap_seconds=86_400.5,
+        source_addresses=source_addresses,
     )
+    if is_needed(route for group in groups.values() for route in group.routes):
+        api = {"api": largest.secrets["signing"].replace("-signing-", "-api-")}
+        largest = replace(largest, secrets={**largest.secrets, **api}, port_base_url=port_base_url)
     size = len(VARIABLE) + len(largest.dumps())
     if size > _MOST_ENVIRONMENT:
         raise SettingsError(
             f"{KEY}.namePrefix",
-            f"makes the receiver's environment {size} bytes with {len(groups)} privilege groups; Lambda takes "
-            f"{_MOST_ENVIRONMENT}",
-            "Use a shorter prefix, or fewer privilege groups with shorter names",
+            f"makes the receiver's environment {size} bytes with {len(groups)} privilege groups and "
+            f"{len(source_addresses)} source addresses; Lambda takes {_MOST_ENVIRONMENT}",
+            "Use a shorter prefix, fewer privilege groups with shorter names, or wider source networks",
         )
 
 
@@ -179,6 +194,8 @@ def plan(
     sync_deadline_seconds: float,
     tolerance_seconds: float,
     overlap_seconds: float = 0,
+    source_addresses: Sequence[str] = (),
+    trusted_proxy_hops: int = 0,
 ) -> Plan:
     """Decides what is deployed.
 
@@ -191,6 +208,7 @@ def plan(
         port_base_url: Port's API.
         sync_deadline_seconds, tolerance_seconds: limits of the receiver.
         overlap_seconds: how long a former signing secret stays valid.
+        source_addresses, trusted_proxy_hops: where requests may come from, see `ListenerConfig`.
 
     Raises:
         StackError: handlers and target do not fit together, or the archive cannot be made.
@@ -207,7 +225,7 @@ def plan(
     _check_times(routes.values(), sync_deadline_seconds)
     _check_permissions(routes, bundle.aws_permissions)
     _check_names(groups, settings.name_prefix)
-    _check_environment(groups, settings)
+    _check_environment(groups, settings, port_base_url, source_addresses)
     locks = settings.requirements or _locks(
         requirements, encrypted=any(group.decrypts for group in groups.values())
     )
@@ -230,6 +248,8 @@ def plan(
         sync_deadline_seconds,
         tolerance_seconds,
         overlap_seconds,
+        source_addresses,
+        trusted_proxy_hops,
     )
 
 

@@ -62,21 +62,22 @@ def receiver(
     log_group: str,
     queues: Sequence[str],
     table: str,
-    signing_secret: str,
+    secrets: Sequence[str],
     functions: Sequence[str],
     key: str | None,
 ) -> Policy:
     """What the receiver does.
 
     Args:
-        log_group, queues, table, signing_secret, functions, key: ARNs; of the queues those of runs and of reports.
+        log_group, queues, table, secrets, functions, key: ARNs; of the queues those of runs and of reports, of the
+            secrets that for signing and, where Port is asked about runs, that for its API.
     """
     return policy(
         [
             logs(log_group),
             allow("Accept", ["sqs:SendMessage"], queues),
             allow("Claim", ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"], [table]),
-            allow("Verify", ["secretsmanager:GetSecretValue"], [signing_secret]),
+            allow("Verify", ["secretsmanager:GetSecretValue"], secrets),
             allow("Delegate", ["lambda:InvokeFunction"], functions),
             _key(key),
         ]

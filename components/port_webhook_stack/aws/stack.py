@@ -64,6 +64,8 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
         port_base_url=base,
         sync_deadline_seconds=settings.listener.sync_deadline_seconds,
         tolerance_seconds=settings.listener.tolerance_seconds,
+        source_addresses=settings.listener.source_addresses,
+        trusted_proxy_hops=settings.listener.trusted_proxy_hops,
         # A list of signing secrets says itself how long each one counts.
         overlap_seconds=0 if settings.signing_secrets else ROTATION_OVERLAP_SECONDS,
     )

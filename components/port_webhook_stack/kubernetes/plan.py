@@ -31,6 +31,7 @@ class Plan:
         shards: the bundle's archive in pieces.
         port_base_url: base URL of Port's API.
         limits: bounds of the listener.
+        source_addresses, trusted_proxy_hops: where requests may come from, see `ListenerConfig`.
         handler_settings: settings by handler; those under `*` are given to every handler.
         permissions: what handlers declared that they do in the cluster, by route.
         agent_actions: identifiers in Port that the agent delivers; empty: the actions of the routes.
@@ -44,6 +45,8 @@ class Plan:
     shards: Sequence[Shard]
     port_base_url: str
     limits: Limits = field(default_factory=Limits)
+    source_addresses: tuple[str, ...] = ()
+    trusted_proxy_hops: int = 0
     handler_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     permissions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     agent_actions: Sequence[str] = ()
@@ -121,6 +124,8 @@ class Plan:
             namespace=self.namespace,
             runs_namespace=self.runs_namespace,
             limits=self.limits,
+            source_addresses=self.source_addresses,
+            trusted_proxy_hops=self.trusted_proxy_hops,
             runs=RunLimits(
                 max_jobs=settings.max_jobs,
                 start_seconds=settings.start_seconds,

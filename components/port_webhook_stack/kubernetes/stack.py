@@ -67,6 +67,8 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
             sync_deadline_seconds=settings.listener.sync_deadline_seconds,
             tolerance_seconds=settings.listener.tolerance_seconds,
         ),
+        source_addresses=settings.listener.source_addresses,
+        trusted_proxy_hops=settings.listener.trusted_proxy_hops,
         handler_settings=settings.handler_settings,
         permissions=bundle.kubernetes_permissions,
     )

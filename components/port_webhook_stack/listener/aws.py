@@ -149,6 +149,7 @@ class AwsListener(pulumi.ComponentResource):
     ) -> LambdaFunction:
         plan, store, reports = self._plan, self._store, self._reports.queue
         here = plan.answers_here or bool(synchronous)
+        secrets = {"signing": store.signing, **({"api": store.api} if plan.confirms else {})}
         return make_function(
             self._naming,
             plan,
@@ -158,23 +159,26 @@ class AwsListener(pulumi.ComponentResource):
             arns={
                 "queues": [*(pair.queue.arn for pair in work.values()), reports.arn],
                 "table": self.table.arn,
-                "signing_secret": store.signing.arn,
+                "secrets": [secret.arn for secret in secrets.values()],
                 "functions": [made.function.arn for made in synchronous.values()],
             },
             deployment={
                 "table": self.table.name,
-                "secrets": {"signing": store.signing.arn},
+                "secrets": {name: secret.arn for name, secret in secrets.items()},
                 "queues": {name: pair.queue.url for name, pair in work.items()},
                 "reports": reports.url,
                 "functions": {name: made.function.name for name, made in synchronous.items()},
                 "sync_deadline_seconds": plan.sync_deadline_seconds,
                 "tolerance_seconds": plan.tolerance_seconds,
                 "overlap_seconds": plan.overlap_seconds,
+                **({"port_base_url": plan.port_base_url} if plan.confirms else {}),
+                **({"source_addresses": list(plan.source_addresses)} if plan.source_addresses else {}),
+                **({"trusted_proxy_hops": plan.trusted_proxy_hops} if plan.source_addresses else {}),
             },
             seconds=math.ceil(plan.sync_deadline_seconds) + 2 if here else _RECEIVER_SECONDS,
             memory=plan.settings.receiver_memory,
             concurrency=plan.settings.receiver_concurrency,
-            depends_on=[store.signing.version],
+            depends_on=[secret.version for secret in secrets.values()],
         )
 
     def _worker(self, group: Group, queues: QueuePair) -> LambdaFunction:

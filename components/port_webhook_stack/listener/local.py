@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pulumi
@@ -26,6 +26,8 @@ class LocalListener(pulumi.CustomResource):
         port: pulumi.Input[int] = 0,
         public_url: pulumi.Input[str] | None = None,
         limits: Mapping[str, float] | None = None,
+        source_addresses: Sequence[str] = (),
+        trusted_proxy_hops: int = 0,
         handler_settings: Mapping[str, Any] | None = None,
         agent: Mapping[str, Any] | None = None,
         opts: pulumi.ResourceOptions | None = None,
@@ -38,6 +40,8 @@ class LocalListener(pulumi.CustomResource):
             port: port to bind; 0: one is picked and kept.
             public_url: address of a tunnel or proxy that forwards here.
             limits: bounds by name, see `port_webhook_handlers.runtime.config.Limits`.
+            source_addresses: addresses and networks that requests may come from; empty: from everywhere.
+            trusted_proxy_hops: which address of X-Forwarded-For is the sender's, from the right; 0: the peer is.
             handler_settings: settings by handler; those under `*` are given to every handler.
             agent: it takes runs from Port itself; see `ListenerConfig.agent`.
         """
@@ -50,6 +54,8 @@ class LocalListener(pulumi.CustomResource):
                 "requestedPort": port,
                 "publicUrl": public_url,
                 "limits": dict(limits or {}),
+                "sourceAddresses": list(source_addresses) or None,
+                "trustedProxyHops": trusted_proxy_hops or None,
                 "handlerSettings": dict(handler_settings or {}),
                 "agent": None if agent is None else dict(agent),
                 "url": None,

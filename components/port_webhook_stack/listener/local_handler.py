@@ -25,7 +25,17 @@ from port_webhook_stack.port.handler import (
 )
 from port_webhook_stack.secrets_store.local_handler import secret_file
 
-_INPUTS = ("digest", "secretsVersion", "requestedPort", "publicUrl", "limits", "handlerSettings", "agent")
+_INPUTS = (
+    "digest",
+    "secretsVersion",
+    "requestedPort",
+    "publicUrl",
+    "limits",
+    "sourceAddresses",
+    "trustedProxyHops",
+    "handlerSettings",
+    "agent",
+)
 
 
 def bundles_folder(state_dir: Path) -> Path:
@@ -57,6 +67,15 @@ class LocalListenerHandler:
                 "type": "object",
                 "additionalProperties": {"type": "number"},
                 "description": "Bounds, by name.",
+            },
+            "sourceAddresses": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Addresses and networks that requests may come from; without them from everywhere.",
+            },
+            "trustedProxyHops": {
+                "type": "integer",
+                "description": "Which address of X-Forwarded-For is the sender's, from the right; 0: the peer is.",
             },
             "handlerSettings": {
                 "type": "object",
@@ -157,6 +176,8 @@ def _config(ctx: Context, inputs: Properties) -> ListenerConfig:
         port=int(inputs["requestedPort"]),
         public_url=inputs.get("publicUrl"),
         state_dir=ctx.state_dir,
+        source_addresses=tuple(inputs.get("sourceAddresses") or ()),
+        trusted_proxy_hops=int(inputs.get("trustedProxyHops") or 0),
         limits=Limits(**inputs["limits"]),
         settings=inputs["handlerSettings"],
         agent=_agent(ctx, inputs.get("agent")),

@@ -8,7 +8,7 @@ from typing import Final
 
 from port_webhook_handlers.port.definitions import Json, Webhook
 from port_webhook_handlers.port.names import Route
-from port_webhook_handlers.port.payload import ENVELOPE, SPREAD, Payload
+from port_webhook_handlers.port.payload import ENVELOPE, Payload
 
 ACTION_PATH: Final = tuple(str(ENVELOPE.action).split("."))
 """Where the body names its action or automation."""
@@ -60,34 +60,16 @@ def foreign_body(identifier: str, payload: Payload, *, automation: bool = False)
     Raises:
         ValueError: a place of the form lies inside another one, so that no template can fill both.
     """
-    operation = {"inputs": "{{ .inputs }}", "entity": "{{ .entity }}", "blueprint": "{{ .action.blueprint }}"}
-    change = {
-        "event": "{{ .event }}",
-        "entity": "{{ .event.context.entityIdentifier }}",
-        "blueprint": "{{ .event.context.blueprintIdentifier }}",
-    }
-    values = {"action": identifier, "trigger": "{{ .trigger }}", **(change if automation else operation)}
-    if payload.header is None:
-        values["run_id"] = "{{ .run.id }}"
-    body: dict[str, Json] = {}
-    for name, value in values.items():
-        path = getattr(payload, name)
-        if path == SPREAD:
-            body["{{ spreadValue() }}"] = value
-        elif path is not None:
-            _put(body, path.split("."), value, f"payload.{name}")
-    return body
-
-
-def _put(body: dict[str, Json], path: list[str], value: Json, name: str) -> None:
-    place: Json = body
-    for key in path[:-1]:
-        place = place.setdefault(key, {}) if isinstance(place, dict) else None
-    if not isinstance(place, dict) or path[-1] in place:
-        raise ValueError(
-            f"{name}: {'.'.join(path)} lies inside another place of the payload; use another path"
-        )
-    place[path[-1]] = value
+    values: dict[str, Json] = {"run_id": "{{ .run.id }}", "action": identifier, "trigger": "{{ .trigger }}"}
+    if automation:
+        values["event"] = "{{ .event }}"
+        values["entity"] = "{{ .event.context.entityIdentifier }}"
+        values["blueprint"] = "{{ .event.context.blueprintIdentifier }}"
+    else:
+        values["inputs"] = "{{ .inputs }}"
+        values["entity"] = "{{ .entity }}"
+        values["blueprint"] = "{{ .action.blueprint }}"
+    return payload.body_of(values)
 
 
 def foreign_webhook(

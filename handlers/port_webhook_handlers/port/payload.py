@@ -121,6 +121,25 @@ class Payload:
         blueprint = at(body, self.blueprint)
         return isinstance(found, str) and isinstance(blueprint, str) and f"{blueprint}_{found}" == action
 
+    def body_of(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A body of this form.
+
+        Args:
+            values: by the names of this class's attributes; those that the form has no place for are left out. Inputs
+                that are text, a template, are spread by Port.
+
+        Raises:
+            ValueError: a place lies inside another one, so that no body can fill both.
+        """
+        body: dict[str, Any] = {}
+        for name, value in values.items():
+            path = getattr(self, name)
+            if path == SPREAD:
+                body |= value if isinstance(value, Mapping) else {"{{ spreadValue() }}": value}
+            elif path is not None and not path.startswith(_HEADER):
+                _put(body, path.split("."), value, f"payload.{name}")
+        return body
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as the manifest holds them."""
         return asdict(self)
@@ -135,6 +154,17 @@ def at(body: Any, path: str | None, default: Any = None) -> Any:
             return default
         body = body[key]
     return body
+
+
+def _put(body: dict[str, Any], path: list[str], value: Any, name: str) -> None:
+    place: Any = body
+    for key in path[:-1]:
+        place = place.setdefault(key, {}) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or path[-1] in place:
+        raise ValueError(
+            f"{name}: {'.'.join(path)} lies inside another place of the payload; use another path"
+        )
+    place[path[-1]] = value
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from port_webhook_handlers.runtime.receiver import Receiver, RefusedError, Response
+from port_webhook_handlers.runtime.sources import Sources
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,13 +28,21 @@ class Application:
         max_body_bytes: larger bodies are answered 413.
         hosts: host names, besides those of loopback, under which this listener may be addressed; None: any,
             because it is bound to an address of the network.
+        sources: where requests may come from; None: from everywhere.
 
     Attributes:
         closing: connections are closed after their next answer.
     """
 
-    def __init__(self, receiver: Receiver, max_body_bytes: int, hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        receiver: Receiver,
+        max_body_bytes: int,
+        hosts: frozenset[str] | None,
+        sources: Sources | None = None,
+    ) -> None:
         self._receiver = receiver
+        self._sources = sources
         self._limit = max_body_bytes
         self._hosts = None if hosts is None else LOOPBACK | hosts
         self.closing = False
@@ -45,6 +54,8 @@ class Application:
         # The path as received: a decoded one cannot tell "/" from "%2F" in a route's name.
         path = scope["raw_path"].partition(b"?")[0].decode("latin-1")
         response = self._misaddressed(headers)
+        if self._sources is not None and not self._sources.takes(path, _peer(scope), headers):
+            response = self._receiver.from_elsewhere(path)
         if response is None:
             try:
                 body = await self._body(headers, receive)
@@ -114,6 +125,11 @@ class Application:
 
 class _TooLargeError(Exception):
     pass
+
+
+def _peer(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return str(client[0]) if client else None
 
 
 def host_of(value: bytes) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from port_webhook_handlers.runtime.sources import Sources
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key."""
@@ -53,6 +55,9 @@ class ListenerConfig:
         port_endpoint_file: JSON file whose `url` is the base URL; read again when Port cannot be reached.
         host: address to bind.
         port: 0: picked once, then kept.
+        source_addresses: addresses and networks that requests may come from; empty: from everywhere.
+        trusted_proxy_hops: which address of X-Forwarded-For is the sender's, counted from the right; 0: the socket's
+            peer is the sender.
         public_url: address under which a tunnel or proxy forwards to this listener.
         state_dir: folder of the stack's state, where handlers keep theirs; by default the parent of the
             listener's home.
@@ -69,6 +74,8 @@ class ListenerConfig:
     port_endpoint_file: Path | None = None
     host: str = "127.0.0.1"
     port: int = 0
+    source_addresses: tuple[str, ...] = ()
+    trusted_proxy_hops: int = 0
     public_url: str | None = None
     state_dir: Path | None = None
     limits: Limits = field(default_factory=Limits)
@@ -80,6 +87,10 @@ class ListenerConfig:
             raise ConfigError("listener: give either port_base_url or port_endpoint_file")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"listener.port: {self.port} is not a port; use 0 (picked) or 1 to 65535")
+        try:
+            Sources.of(self.source_addresses, self.trusted_proxy_hops)
+        except ValueError as error:
+            raise ConfigError(f"listener.source_addresses, listener.trusted_proxy_hops: {error}") from error
         if not self.host:
             raise ConfigError("listener.host: is empty; use 127.0.0.1")
         for name in ("port_base_url", "public_url"):
@@ -104,6 +115,8 @@ class ListenerConfig:
                 value = {limit.name: getattr(value, limit.name) for limit in fields(value)}
             elif isinstance(value, Path):
                 value = str(value)
+            elif isinstance(value, tuple):
+                value = list(value)
             body[item.name] = value
         return body
 
@@ -139,6 +152,11 @@ def parse(data: bytes | str) -> ListenerConfig:
             _typed(values[name], str, f"listener.{name}")
     if "host" in values:
         _typed(values["host"], str, "listener.host")
+    if "source_addresses" in values:
+        listed = _typed(values["source_addresses"], list, "listener.source_addresses")
+        values["source_addresses"] = tuple(_typed(item, str, "listener.source_addresses") for item in listed)
+    if "trusted_proxy_hops" in values:
+        _typed(values["trusted_proxy_hops"], int, "listener.trusted_proxy_hops")
     if "port" in values:
         _typed(values["port"], int, "listener.port")
     if "limits" in values:

@@ -21,12 +21,14 @@ from port_webhook_handlers.runtime.receiver import RefusedError, Response
 
 if TYPE_CHECKING:
     from port_webhook_handlers.runtime.receiver import Receiver
+    from port_webhook_handlers.runtime.sources import Sources
 
 _HEAD_BYTES: Final = 32 * 1024
 # What a header costs beside its text, so that many empty ones are too many as well.
 _HEADER_BYTES: Final = 128
 _REQUEST_SECONDS: Final = 15.0
 _IDLE_SECONDS: Final = 65.0
+_LINGER_SECONDS: Final = 2.0
 _SWEEP_SECONDS: Final = 0.5
 # Reading a little more than allowed lets a sender that is still writing see the answer.
 _DRAIN_BYTES: Final = 1024 * 1024
@@ -54,10 +56,18 @@ class HttpServer:
         max_body_bytes: larger bodies are answered 413.
         hosts: host names, besides those of loopback, under which this listener may be addressed; None: any,
             because it is bound to an address of the network.
+        sources: where requests may come from; None: from everywhere.
     """
 
-    def __init__(self, receiver: Receiver, max_body_bytes: int, hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        receiver: Receiver,
+        max_body_bytes: int,
+        hosts: frozenset[str] | None,
+        sources: Sources | None = None,
+    ) -> None:
         self.receiver = receiver
+        self.sources = sources
         self.limit = max_body_bytes
         self.hosts = None if hosts is None else LOOPBACK | hosts
         self.closing = False
@@ -134,7 +144,9 @@ class _Connection(asyncio.Protocol):
         self._waiting: deque[_Request] = deque()
         self._busy = False
         self._last = False
+        self._lingers = False
         self._half_closed = False
+        self._peer: str | None = None
         self._until = loop.time() + _REQUEST_SECONDS
 
     # The connection
@@ -142,6 +154,9 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
+        if self._server.sources is not None:
+            peer = transport.get_extra_info("peername")
+            self._peer = peer[0] if isinstance(peer, tuple) else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
@@ -168,11 +183,20 @@ class _Connection(asyncio.Protocol):
         if not self._busy and not self._waiting:
             self._transport.close()
 
+    def _close(self) -> None:
+        if self._lingers and not self._half_closed:
+            self._until = self._loop.time() + _LINGER_SECONDS
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
     def check(self, now: float) -> None:
         """Closes it if it has been idle, or at one request, for too long."""
-        if self._busy or self._last or now < self._until:
+        if self._busy or now < self._until or (self._last and not self._lingers):
             return
-        if self._began:
+        if self._lingers:
+            self._transport.abort()
+        elif self._began:
             self._end(RefusedError(408, "body_timeout", "The request did not arrive in time.").response)
         else:
             self._transport.close()
@@ -232,6 +256,12 @@ class _Connection(asyncio.Protocol):
         request = self._request
         request.method = self._parser.get_method().decode("latin-1")
         request.keep_alive = self._parser.should_keep_alive()
+        sources = self._server.sources
+        if sources is not None and not sources.takes(_path(request), self._peer, request.headers):
+            # Who is still writing the body, which nobody reads, shall see the answer.
+            self._lingers = True
+            self._end(self._server.receiver.from_elsewhere(_path(request)))
+            return
         for name, value in request.headers:
             if name == b"expect" and value.lower() == b"100-continue" and not self._busy:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -312,7 +342,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(head + b"\r\n" + (b"" if request.method == "HEAD" else response.body))
         if not keep:
             self._last = True
-            self._transport.close()
+            self._close()
             return
         self._until = self._loop.time() + _IDLE_SECONDS
         if self._waiting:

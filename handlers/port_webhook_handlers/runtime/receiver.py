@@ -1,21 +1,21 @@
 """From a request to a claimed run, without any web framework.
 
 The order is fixed: signature, then JSON, then route, run id and inputs, then the claim in the ledger, then the
-answer. Every refusal is a 4xx with `{"error": "<reason>", "message": "…"}`; a 5xx means that the listener, not
+answer. A run id that is only in a header, which nobody signs, is confirmed by Port before anything is made of it. Every refusal is a 4xx with `{"error": "<reason>", "message": "…"}`; a 5xx means that the listener, not
 the request, is at fault.
 
 | status | reasons |
 |---|---|
 | 400 | `duplicate_header`, `malformed_signature`, `malformed_timestamp`, `invalid_json`, `duplicate_key`, …, `not_an_object`, `missing_run_id`, `invalid_run_id` |
 | 401 | `missing_signature`, `bad_signature`, `missing_timestamp`, `stale_timestamp` |
-| 403 | `wrong_route` |
+| 403 | `wrong_route`, `unconfirmed_run`, `source_address` |
 | 404 | `not_found`, `unknown_route` |
 | 405 | `wrong_method` |
 | 409 | `run_id_reused` |
 | 410 | `answer_expired` |
 | 413 | `too_large` |
 | 422 | `invalid_inputs` (synchronous) |
-| 503 | `stopping`, `overloaded` (synchronous), `not_stored` |
+| 503 | `stopping`, `overloaded` (synchronous), `not_stored`, `not_confirmed` |
 | 504 | `still_running` |
 
 An asynchronous run that is verified but cannot be executed is answered 202 with `"accepted": false` and the same
@@ -40,6 +40,7 @@ from port_webhook_handlers.port.signature import VerificationError, verify, veri
 from port_webhook_handlers.port.strict_json import StrictJsonError
 from port_webhook_handlers.runtime.claims import Answer, Claim, Claims, LedgerError, SigningSecrets
 from port_webhook_handlers.runtime.config import Limits
+from port_webhook_handlers.runtime.confirmation import Confirm, NotConfirmedError
 from port_webhook_handlers.runtime.inputs import InputsValidator
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest, Route
@@ -56,6 +57,7 @@ VERIFICATION: Final = "_verification"
 # A run id becomes a segment of a path in Port's API.
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
 _POLL_SECONDS: Final = 0.1
+_EMPTY: Final = b"{}"
 
 _BAD_REQUEST: Final = frozenset({"malformed_signature", "malformed_timestamp", "malformed_body"})
 _MESSAGES: Final = {
@@ -136,6 +138,11 @@ class Invocation:
 Respond = Callable[[Response], None]
 
 
+_ELSEWHERE: Final = RefusedError(
+    403, "source_address", "This listener takes no requests from the sender's address."
+)
+
+
 class QuickLedger(Protocol):
     """A ledger in this process, which claims without a coroutine."""
 
@@ -190,6 +197,7 @@ class Receiver:
         eager: compile all validators of inputs now.
         quick: ledger and executor again, where they are in this process.
         codec: how bodies are read.
+        confirm: asks Port about runs whose id is in a header; without it they are not accepted.
 
     Raises:
         ValueError: a route's input schema is not one.
@@ -211,8 +219,10 @@ class Receiver:
         eager: bool = True,
         quick: tuple[QuickLedger, QuickExecutor] | None = None,
         codec: JsonCodec | None = None,
+        confirm: Confirm | None = None,
     ) -> None:
         self._quick = quick
+        self._confirm = confirm
         self._codec = codec or StrictCodec()
         self._digest = digest
         self._secrets = secrets
@@ -223,7 +233,12 @@ class Receiver:
         self._metrics = metrics
         self._clock = clock
         self._routes = dict(manifest.routes)
-        self._by_path = {PREFIX + quote(name, safe=""): route for name, route in manifest.routes.items()}
+        # Those that need nobody's confirmation.
+        self._by_path = {
+            PREFIX + quote(name, safe=""): route
+            for name, route in manifest.routes.items()
+            if route.payload.header is None
+        }
         self._validators = {
             name: InputsValidator(route.inputs_schema, route.encrypted_inputs, eager=eager)
             for name, route in manifest.routes.items()
@@ -360,6 +375,10 @@ class Receiver:
             413, json_bytes(RefusedError(413, "too_large", f"The body is larger than {limit} bytes.").body())
         )
 
+    def from_elsewhere(self, path: str) -> Response:
+        """The answer to a request from an address that is none of the configured ones."""
+        return self._failed(_ELSEWHERE, path)
+
     async def take(self, name: str, body: dict[str, Any], raw: bytes) -> Response:
         """Claims a run of a message that the agent of this process has verified.
 
@@ -442,13 +461,19 @@ class Receiver:
             raise RefusedError(404, "not_found", "The path is not UTF-8.") from None
         if name == VERIFICATION:
             return await self._probe(method, headers, body)
-        if name in self._routes:
-            return await self._claim(self._invocation(self._routes[name], method, headers, body))
+        route = self._routes.get(name)
+        if route is not None and route.payload.header is not None:
+            return await self._claim(await self._confirmed(route, method, headers, body))
+        if route is not None:
+            return await self._claim(self._invocation(route, method, headers, body))
         return await self._unknown(name, headers, body)
 
     # Verification
 
-    def _verified(self, scheme: str, headers: Headers, body: bytes) -> dict[str, Any]:
+    def _verified(
+        self, scheme: str, headers: Headers, body: bytes, content: bytes | None = None
+    ) -> dict[str, Any]:
+        """The object in a signed body; or in `content`, which the body then stands for."""
         signature: str | None = None
         timestamp: str | None = None
         for name, value in headers:
@@ -463,12 +488,16 @@ class Receiver:
         now = self._clock()
         try:
             try:
-                parsed = self._open(self._secrets.signing(now), scheme, signature, timestamp, body, now)
+                parsed = self._open(
+                    self._secrets.signing(now), scheme, signature, timestamp, body, now, content
+                )
             except VerificationError as error:
                 # Port may sign with a secret that was stored a moment ago.
                 if error.reason != "bad_signature" or not self._secrets.refresh():
                     raise
-                parsed = self._open(self._secrets.signing(now), scheme, signature, timestamp, body, now)
+                parsed = self._open(
+                    self._secrets.signing(now), scheme, signature, timestamp, body, now, content
+                )
         except VerificationError as error:
             status = 400 if error.reason in _BAD_REQUEST else 401
             raise RefusedError(
@@ -488,6 +517,7 @@ class Receiver:
         timestamp: str | None,
         body: bytes,
         now: float,
+        content: bytes | None,
     ) -> object:
         limits = self._limits
         if scheme == "official-agent":
@@ -501,13 +531,54 @@ class Receiver:
                 max_bytes=limits.max_body_bytes,
             )
         verify(secrets, signature, timestamp, body, now=now, tolerance=limits.tolerance_seconds)
-        return self._codec.read(body)
+        return self._codec.read(body if content is None else content)
 
     def _invocation(self, route: Route, method: str, headers: Headers, body: bytes) -> Invocation:
         parsed = self._verified(route.scheme, headers, body)
         if method != route.method:
             raise _wrong_method(route.method)
         return Invocation(route, _run_of(route, parsed, headers), parsed, body)
+
+    async def _confirmed(self, route: Route, method: str, headers: Headers, body: bytes) -> Invocation:
+        """As `_invocation`, where the run's id is in a header."""
+        if not body and route.payload.empty_body:
+            invocation = self._empty_invocation(route, method, headers)
+        else:
+            invocation = self._invocation(route, method, headers, body)
+        run_id = invocation.run_id
+        try:
+            known = await self._ledger.lookup(run_id, route.name, self._hash(invocation.body))
+        except LedgerError:
+            known = None
+        if known is not None and known.same:
+            # A repeat: Port was asked about the first one, and may have ended the run since.
+            return invocation
+        try:
+            if self._confirm is None:
+                raise NotConfirmedError("this listener has no way to ask Port")
+            confirmed = await self._confirm(run_id, route.action)
+        except NotConfirmedError as error:
+            self._log("run not confirmed", run=run_id, route=route.name, error=str(error))
+            raise RefusedError(
+                503, "not_confirmed", "Port could not be asked about the run; nothing was started."
+            ) from None
+        if not confirmed:
+            raise RefusedError(
+                403, "unconfirmed_run", "Port knows no run of this action with this id that is in progress."
+            )
+        return invocation
+
+    def _empty_invocation(self, route: Route, method: str, headers: Headers) -> Invocation:
+        # Port does not say whether a request without a body is signed over nothing or over an empty object.
+        try:
+            parsed = self._verified("raw", headers, b"", _EMPTY)
+        except RefusedError as refusal:
+            if refusal.reason != "bad_signature":
+                raise
+            parsed = self._verified("raw", headers, _EMPTY)
+        if method != route.method:
+            raise _wrong_method(route.method)
+        return Invocation(route, _run_of(route, parsed, headers), parsed, _EMPTY)
 
     # Claims
 

@@ -39,6 +39,7 @@ from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFile, S
 
 if TYPE_CHECKING:
     from port_webhook_handlers.agent.service import AgentService
+    from port_webhook_handlers.runtime.confirmation import Confirmation
     from port_webhook_handlers.runtime.ledger import Ledger
     from port_webhook_handlers.runtime.receiver import Receiver
 
@@ -68,6 +69,7 @@ class Server:
         self._log = log
         self.metrics = Metrics()
         self.digest = ""
+        self.confirmation: Confirmation | None = None
 
     async def open(self) -> None:
         """Checks and builds everything; accepts nothing yet.
@@ -79,11 +81,14 @@ class Server:
         from port_webhook_handlers.runtime.asgi import LOOPBACK
         from port_webhook_handlers.runtime.children import ChildPool
         from port_webhook_handlers.runtime.claims import LedgerError
+        from port_webhook_handlers.runtime.confirmation import Confirmation, is_needed
         from port_webhook_handlers.runtime.dispatcher import Dispatcher, owner_name
         from port_webhook_handlers.runtime.http import HttpServer
         from port_webhook_handlers.runtime.ledger import Ledger
         from port_webhook_handlers.runtime.outbox import Outbox
+        from port_webhook_handlers.runtime.port_calls import LoopCalls
         from port_webhook_handlers.runtime.receiver import Receiver
+        from port_webhook_handlers.runtime.sources import Sources
 
         config = self._config
         try:
@@ -116,6 +121,9 @@ class Server:
                 self._log,
                 self.metrics,
             )
+            if is_needed(manifest.routes.values()):
+                # Beside the outbox, whose backlog would keep requests waiting.
+                self.confirmation = Confirmation(LoopCalls(secrets, _base_url(config)))
             self.receiver: Receiver = Receiver(
                 manifest,
                 self.digest,
@@ -128,6 +136,7 @@ class Server:
                 self.metrics,
                 quick=(self.ledger, self.dispatcher),
                 codec=quick_codec(),
+                confirm=self.confirmation,
             )
             self.agent = (
                 None
@@ -142,7 +151,8 @@ class Server:
         if config.host in LOOPBACK:
             public = urlsplit(config.public_url or "").hostname
             hosts = frozenset(filter(None, [public]))
-        self.http = HttpServer(self.receiver, config.limits.max_body_bytes, hosts)
+        sources = Sources.of(config.source_addresses, config.trusted_proxy_hops)
+        self.http = HttpServer(self.receiver, config.limits.max_body_bytes, hosts, sources)
         self.dispatcher.on_overload = self._overloaded
 
     async def gauges(self) -> str:
@@ -161,6 +171,8 @@ class Server:
             seconds: for running handlers; None: as long as they may take.
             final: no other server will start what waits.
         """
+        if self.confirmation is not None:
+            await self.confirmation.close()
         await self.dispatcher.drain(seconds)
         if final:
             await self.dispatcher.fail_waiting("The listener was stopped before the run started.")
@@ -240,6 +252,11 @@ def _check_secrets(manifest: manifests.Manifest, content: StoredSecrets) -> None
         if route.mode == "async" and content.api is None:
             raise StartError(
                 f"route {route.name}: cannot be reported, the secrets store holds no API credentials"
+            )
+        if route.payload.header is not None and content.api is None:
+            raise StartError(
+                f"route {route.name}: its run ids are in a header, so Port must be asked about them, but the secrets "
+                "store holds no API credentials"
             )
 
 

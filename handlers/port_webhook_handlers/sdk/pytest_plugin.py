@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from port_webhook_handlers.bundle import build
+from port_webhook_handlers.port.payload import ENVELOPE, Payload
 from port_webhook_handlers.port.signature import sign
 from port_webhook_handlers.runtime import control
 from port_webhook_handlers.runtime.config import Limits, ListenerConfig
@@ -40,6 +41,7 @@ class RecordedRun:
     """What Port was told about a run.
 
     Attributes:
+        action: what was run; "" if the request was none of `Client.run` and `Client.invoke`.
         status: `SUCCESS`, `FAILURE`, or `IN_PROGRESS` while it is open.
         summary, link: of the result.
         logs: lines of the run's log.
@@ -48,6 +50,7 @@ class RecordedRun:
     """
 
     id: str
+    action: str = ""
     status: str = "IN_PROGRESS"
     summary: str | None = None
     link: Any = None
@@ -74,11 +77,14 @@ class _Port:
     def take(self, method: str, path: str, query: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/v1/auth/access_token":
             return {"ok": True, "accessToken": "token", "expiresIn": 3600, "tokenType": "Bearer"}
+        shown: dict[str, Any] = {}
         with self.changed:
             if path.startswith("/v1/actions/runs/"):
                 run = self.run(path.split("/")[4])
                 if path.endswith("/logs"):
                     run.logs += str(body.get("message", "")).split("\n")
+                elif method == "GET":
+                    shown = {"id": run.id, "status": run.status, "action": {"identifier": run.action}}
                 elif method == "PATCH":
                     if "statusLabel" in body:
                         run.labels.append(body["statusLabel"])
@@ -88,18 +94,19 @@ class _Port:
                 run_id = dict(item.partition("=")[::2] for item in query.split("&")).get("run_id", "")
                 self.run(run_id).entities.append(body)
             self.changed.notify_all()
-        return {"ok": True, "run": {}, "entity": body, "runLog": {}}
+        return {"ok": True, "run": shown, "entity": body, "runLog": {}}
 
     def run(self, run_id: str) -> RecordedRun:
         return self.runs.setdefault(run_id, RecordedRun(run_id))
 
 
 class Client:
-    """Speaks to the listener as Port does."""
+    """Speaks to the listener as Port does, to each route in the form that its handler declares."""
 
-    def __init__(self, url: str, port: _Port) -> None:
+    def __init__(self, url: str, port: _Port, routes: Mapping[str, Mapping[str, Any]]) -> None:
         self.url = url
         self._port = port
+        self._routes = routes
         self._numbers = itertools.count(1)
 
     def run(
@@ -140,28 +147,49 @@ class Client:
         trigger: Mapping[str, Any] | None = None,
     ) -> Reply:
         """Sends the request of an action and returns the answer; that of a synchronous one is its result."""
-        content = {
-            "port_context": {"action": action, "runId": run_id or f"r_test{next(self._numbers)}"},
-            "inputs": dict(inputs or {}),
-            "entity": dict(entity or {}),
-            "trigger": dict(trigger or {}),
-        }
-        return self.send(action, json.dumps(content).encode())
+        run_id = run_id or f"r_test{next(self._numbers)}"
+        with self._port.changed:
+            self._port.run(run_id).action = action
+        payload = Payload(**self._routes[action]["payload"]) if action in self._routes else ENVELOPE
+        content = payload.body_of(
+            {
+                "run_id": run_id,
+                "action": action,
+                "inputs": dict(inputs or {}),
+                "entity": dict(entity or {}),
+                "trigger": dict(trigger or {}),
+            }
+        )
+        body = b"" if payload.empty_body and not content else json.dumps(content).encode()
+        return self.send(action, body, further={} if payload.header is None else {payload.header: run_id})
 
-    def send(self, action: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+    def send(
+        self,
+        action: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        further: Mapping[str, str] | None = None,
+    ) -> Reply:
         """Sends recorded bytes to a route.
 
         Args:
             action: name of the route.
             body: the bytes; they are signed as they are.
             headers: replace those of the signature, for example to test that a request is refused.
+            further: headers beside those of the signature.
         """
         stamp = str(int(time.time()))
         signed = {"x-port-timestamp": stamp, "x-port-signature": sign(_SIGNING_SECRET, stamp, body)}
         request = urllib.request.Request(  # noqa: S310
             f"{self.url}/webhooks/{action}",
             body,
-            {"content-type": "application/json", **(signed if headers is None else headers)},
+            {
+                "content-type": "application/json",
+                **(signed if headers is None else headers),
+                **(further or {}),
+            },
+            method=self._routes.get(action, {}).get("method", "POST"),
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
@@ -198,8 +226,9 @@ def port_webhook(tmp_path: Path) -> Iterator[Start]:
                     secrets=dict(secrets or {}),
                 )
             )
+            bundle = build(handlers, folder / "bundles")
             config = ListenerConfig(
-                bundle=build(handlers, folder / "bundles").path,
+                bundle=bundle.path,
                 secrets_file=store.path,
                 secrets_key_file=store.key_path,
                 port_base_url=url,
@@ -208,7 +237,7 @@ def port_webhook(tmp_path: Path) -> Iterator[Start]:
                 settings=dict(settings or {}),
             )
             homes.append(folder / "listener")
-            return Client(control.start(homes[-1], config).url, port)
+            return Client(control.start(homes[-1], config).url, port, bundle.routes)
 
         try:
             yield start

@@ -11,6 +11,8 @@ CONFIG = ListenerConfig(
     secrets_key_file=Path("/k"),
     port_endpoint_file=Path("/e"),
     limits=Limits(max_children=2),
+    source_addresses=("10.0.0.0/8", "::1"),
+    trusted_proxy_hops=2,
     settings={"*": {"a": 1, "b": 1}, "deploy": {"b": 2}},
 )
 
@@ -32,6 +34,11 @@ def test_settings_of_a_route_override_common_ones() -> None:
         ({"port": 70000}, "listener.port"),
         ({"port": True}, "listener.port"),
         ({"host": ""}, "listener.host"),
+        ({"source_addresses": "10.0.0.0/8"}, "listener.source_addresses"),
+        ({"source_addresses": ["port"]}, "listener.source_addresses"),
+        ({"source_addresses": [1]}, "listener.source_addresses"),
+        ({"trusted_proxy_hops": 99}, "listener.trusted_proxy_hops"),
+        ({"trusted_proxy_hops": True}, "listener.trusted_proxy_hops"),
         ({"bundle": "relative"}, "listener.bundle"),
         ({"public_url": "http://[x"}, "listener.public_url"),
         ({"bundle": None}, "listener.bundle"),

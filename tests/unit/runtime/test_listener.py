@@ -27,6 +27,7 @@ from tests.unit.runtime.kit import (
     write_secrets,
 )
 
+from port_webhook_handlers.port.payload import LEGACY, RUN_ID_HEADER
 from port_webhook_handlers.runtime import control
 from port_webhook_handlers.runtime.config import Limits
 from port_webhook_handlers.runtime.control import ListenerStatus
@@ -37,6 +38,8 @@ LISTENER_ROUTES = (
     route("brief", handler="app:work", timeout_seconds=0.7),
     route("single", handler="app:work", max_concurrency=1),
     route("missing", handler="app:missing"),
+    route("theirs", handler="app:work", payload=LEGACY),
+    route("headed", handler="app:ask", mode="sync", payload=RUN_ID_HEADER),
     route("brief_ask", handler="app:ask", mode="sync", timeout_seconds=0.7),
 )
 
@@ -98,6 +101,32 @@ def test_an_asynchronous_run(listener: Listener) -> None:
     poll(lambda: '"printed [redacted]"' in listener.log)
     assert TOKEN not in listener.log
     assert TOKEN not in json.dumps(listener.port.calls)
+
+
+def test_runs_of_actions_that_exist_in_port_already(listener: Listener) -> None:
+    legacy = {
+        "action": "theirs",
+        "context": {"entity": None, "blueprint": None, "runId": "r_theirs"},
+        "payload": {"entity": None, "properties": {"text": "theirs"}},
+    }
+    post, url = listener.session.post, f"{listener.status.url}/webhooks/"
+    body = json.dumps(legacy).encode()
+    assert post(f"{url}theirs", data=body, headers=signed(body), timeout=30).status_code == 202
+    assert listener.end("r_theirs")["status"] == "SUCCESS"
+    action = {"identifier": "headed", "title": "Headed"}
+    for name, status in (("r_headed", "IN_PROGRESS"), ("r_over", "SUCCESS")):
+        listener.port.runs[name] = {"id": name, "status": status, "action": action}
+    body = b'{"text":"spread"}'
+    found = {
+        name: post(f"{url}headed", data=body, headers={**signed(body), "RUN_ID": name}, timeout=30)
+        for name in ("r_headed", "r_over", "r_theirs", "r_unknown")
+    }
+    assert (found["r_headed"].status_code, found["r_headed"].json()["text"]) == (200, "spread")
+    for name in ("r_over", "r_theirs", "r_unknown"):
+        assert (found[name].status_code, found[name].json()["error"]) == (403, "unconfirmed_run"), name
+    with socket.create_connection(("127.0.0.1", listener.status.port), timeout=10) as connection:
+        connection.sendall(message(body, "RUN_ID: r_headed\r\n" * 2).replace(b"/ask ", b"/headed "))
+        assert b'"duplicate_header"' in connection.recv(65536)
 
 
 def test_a_synchronous_run(listener: Listener) -> None:

@@ -15,6 +15,7 @@ from tests.unit.runtime.kit import ROUTES, SECRET, envelope, route, signature, w
 from port_webhook_handlers.port.payload import Payload
 from port_webhook_handlers.runtime.claims import Answer, LedgerError
 from port_webhook_handlers.runtime.config import Limits
+from port_webhook_handlers.runtime.confirmation import Confirm
 from port_webhook_handlers.runtime.ledger import Ledger
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest, Route
@@ -88,7 +89,9 @@ def sign(body: bytes, secret: str = SECRET, at: float | None = None, scale: int 
 
 
 @asynccontextmanager
-async def bench(folder: Path, routes: tuple[Route, ...] = ALL_ROUTES) -> AsyncIterator[Bench]:
+async def bench(
+    folder: Path, routes: tuple[Route, ...] = ALL_ROUTES, confirm: Confirm | None = None
+) -> AsyncIterator[Bench]:
     folder.mkdir(parents=True, exist_ok=True)
     store = write_secrets(folder)
     ledger = Ledger(folder / "ledger.db", store.key(), "1:1.0:test")
@@ -106,6 +109,7 @@ async def bench(folder: Path, routes: tuple[Route, ...] = ALL_ROUTES) -> AsyncIt
             Limits(),
             Log(stream.fileno()),
             Metrics(),
+            confirm=confirm,
         )
         try:
             yield Bench(receiver, recorder, ledger, store, folder / "log")

@@ -66,6 +66,31 @@ def test_credentials_come_from_the_environment_too() -> None:
         ({"listener": {"port": True}}, "port-webhook-stack:listener.port", "1 to 65535"),
         ({"listener": {"publicUrl": "ftp://x"}}, "port-webhook-stack:listener.publicUrl", "https://"),
         ({"listener": {"toleranceSeconds": 5}}, "port-webhook-stack:listener.toleranceSeconds", "30 to 900"),
+        (
+            {"listener": {"sourceAddresses": "port"}},
+            "port-webhook-stack:listener.sourceAddresses",
+            "[port, 10",
+        ),
+        (
+            {"listener": {"sourceAddresses": ["port", "10.0.0.1/8"]}},
+            "port-webhook-stack:listener.sourceAddresses[1]",
+            "port for the addresses",
+        ),
+        (
+            {"listener": {"sourceAddresses": ["eu"]}},
+            "port-webhook-stack:listener.sourceAddresses[0]",
+            "no address or network",
+        ),
+        (
+            {"listener": {"sourceAddresses": ["::1"], "trustedProxyHops": 11}},
+            "port-webhook-stack:listener.trustedProxyHops",
+            "0 to 10",
+        ),
+        (
+            {"listener": {"trustedProxyHops": 1}},
+            "port-webhook-stack:listener.trustedProxyHops",
+            "sourceAddresses",
+        ),
         ({"secrets": {"A": PLANTED}}, "port-webhook-stack:secrets.A", "pulumi config set --secret"),
         ({"secrets": {"A": {"fromEnv": "NOPE"}}}, "port-webhook-stack:secrets.A.fromEnv", "NOPE"),
         ({"secrets": {"A b": {"fromEnv": "HOME"}}}, "port-webhook-stack:secrets.A b", "letters, digits"),
@@ -145,3 +170,27 @@ def test_any_configuration_is_taken_or_refused_by_name(values: dict[str, str]) -
         error = caught
     assert error is None or error.key.startswith("port-webhook-stack:")
     assert error is not None or not values
+
+
+def test_the_word_port_stands_for_the_addresses_that_port_publishes() -> None:
+    listed = {
+        "listener": {
+            "sourceAddresses": ["10.0.0.0/8", "port", "1.2.3.4", "10.0.0.0/8"],
+            "trustedProxyHops": 2,
+        }
+    }
+    found = settings({**listed, "target": "local"}).listener
+    assert found.source_addresses == ("10.0.0.0/8", "127.0.0.0/8", "::1/128", "1.2.3.4/32")
+    assert found.trusted_proxy_hops == 2
+    for region, address in (("eu", "34.252.219.131"), ("us", "44.193.148.179")):
+        provider = {"region": region, "clientId": "id", "clientSecret": "secret"}
+        values = {"listener": {**listed["listener"], "publicUrl": "https://hooks.example.com"}}
+        addresses = settings(values, provider=provider).listener.source_addresses
+        assert address in addresses
+        assert len(addresses) == 5
+    with pytest.raises(SettingsError, match=r"sourceAddresses\[1\]: .*region"):
+        settings(
+            {"listener": {**listed["listener"], "publicUrl": "https://hooks.example.com"}},
+            provider={"baseUrl": "https://api.example.com", "clientId": "id", "clientSecret": "secret"},
+        )
+    assert settings({}).listener.source_addresses == ()

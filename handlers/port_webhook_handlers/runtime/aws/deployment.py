@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ class Deployment:
         port_base_url: Port's API.
         sync_deadline_seconds, tolerance_seconds, retention_days: limits.
         secrets_seconds: how long values of secrets are kept.
+        source_addresses, trusted_proxy_hops: where requests may come from, see `ListenerConfig`.
         overlap_seconds: how long former signing secrets and decryption keys stay valid after a rotation.
         credentials: handlers get the function's credentials of AWS.
     """
@@ -52,6 +53,8 @@ class Deployment:
     tolerance_seconds: float = 300
     retention_days: float = 14
     secrets_seconds: float = 300
+    source_addresses: Sequence[str] = ()
+    trusted_proxy_hops: int = 0
     overlap_seconds: float = 0
     credentials: bool = False
 

@@ -17,12 +17,13 @@ class EventError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request as the receiver takes it; names of headers are in lower case."""
+    """A request as the receiver takes it: names of headers in lower case, `source` the address of who sent it."""
 
     method: str
     path: str
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    source: str | None = None
 
 
 def request_of(event: Mapping[str, Any]) -> Request:
@@ -47,11 +48,12 @@ def request_of(event: Mapping[str, Any]) -> Request:
                     (name.lower().encode("latin-1", "replace"), single.encode("latin-1", "replace"))
                 )
         method = str(http["method"]).upper()
+        source = http.get("sourceIp")
     except (KeyError, TypeError, AttributeError, Base64Error, UnicodeEncodeError) as error:
         raise EventError(f"The event is no HTTP request of format 2.0 ({type(error).__name__}).") from error
     if stage != "$default":
         path = path.removeprefix(f"/{stage}")
-    return Request(method, path, tuple(headers), body)
+    return Request(method, path, tuple(headers), body, source if isinstance(source, str) else None)
 
 
 def _values(name: str, value: object) -> list[str]:

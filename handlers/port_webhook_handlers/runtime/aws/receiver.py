@@ -28,11 +28,13 @@ from port_webhook_handlers.runtime.aws.messages import (
 from port_webhook_handlers.runtime.aws.secrets import CachedSecrets
 from port_webhook_handlers.runtime.claims import Answer, Claim, LedgerError
 from port_webhook_handlers.runtime.config import Limits
+from port_webhook_handlers.runtime.confirmation import BlockingConfirmation, is_needed
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest
 from port_webhook_handlers.runtime.metrics import Metrics
 from port_webhook_handlers.runtime.receiver import PREFIX, Invocation, Receiver, RefusedError
 from port_webhook_handlers.runtime.secret_file import SecretFileError
+from port_webhook_handlers.runtime.sources import Sources
 
 T = TypeVar("T")
 
@@ -172,9 +174,15 @@ class ReceiverFunction:
         self._archive = archive
         self._log = log
         self.secrets = CachedSecrets(
-            api, deployment.secrets, ("signing",), deployment.secrets_seconds, log, deployment.overlap_seconds
+            api,
+            deployment.secrets,
+            ("signing", "api"),
+            deployment.secrets_seconds,
+            log,
+            deployment.overlap_seconds,
         )
         ledger = DynamoLedger(api, deployment.table, deployment.retention_days)
+        self._sources = Sources.of(deployment.source_addresses, deployment.trusted_proxy_hops)
         self._limits = Limits(
             sync_deadline_seconds=deployment.sync_deadline_seconds,
             tolerance_seconds=deployment.tolerance_seconds,
@@ -190,6 +198,9 @@ class ReceiverFunction:
             log,
             Metrics(),
             eager=False,
+            confirm=BlockingConfirmation(self.secrets, deployment.port_base_url)
+            if is_needed(archive.manifest.routes.values())
+            else None,
         )
 
     def __call__(self, event: Mapping[str, Any], context: object) -> dict[str, Any]:
@@ -199,6 +210,9 @@ class ReceiverFunction:
         except EventError as error:
             self._log("refused", reason="bad_event", status=400)
             return answer_of(RefusedError(400, "bad_event", str(error)).response)
+        sources = self._sources
+        if sources is not None and not sources.takes(request.path, request.source, request.headers):
+            return answer_of(self._receiver.from_elsewhere(request.path))
         if len(request.body) > self._limits.max_body_bytes:
             return answer_of(self._receiver.too_large(request.path))
         if request.path != "/health":

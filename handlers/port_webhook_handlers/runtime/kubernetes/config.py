@@ -12,6 +12,8 @@ from port_webhook_handlers.runtime.config import ConfigError, Limits, ListenerCo
 from port_webhook_handlers.runtime.config import parse as parse_listener
 from port_webhook_handlers.runtime.kubernetes import names
 
+_SHARED = ("port_base_url", "limits", "settings", "source_addresses", "trusted_proxy_hops")
+
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
@@ -40,6 +42,7 @@ class ClusterConfig:
         runs_namespace: where runs are stored and executed.
         group: None: this listener takes every asynchronous route and the synchronous ones of group `default`;
             else only the synchronous routes of that privilege group.
+        source_addresses, trusted_proxy_hops: where requests may come from, see `ListenerConfig`.
         limits: bounds of a listener.
         runs: bounds of the dispatcher.
         settings: route name to settings of its handler; those under `*` are given to every handler.
@@ -51,6 +54,8 @@ class ClusterConfig:
     namespace: str
     runs_namespace: str
     group: str | None = None
+    source_addresses: tuple[str, ...] = ()
+    trusted_proxy_hops: int = 0
     limits: Limits = field(default_factory=Limits)
     runs: RunLimits = field(default_factory=RunLimits)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -101,7 +106,7 @@ def load(folder: Path) -> ClusterConfig:
         "bundle": "/",
         "secrets_file": "/",
         "secrets_key_file": "/",
-        **{key: body[key] for key in ("port_base_url", "limits", "settings") if key in body},
+        **{key: body[key] for key in _SHARED if key in body},
     }
     parsed = parse_listener(json.dumps(shared))
     runs = body.get("runs", {})
@@ -112,5 +117,11 @@ def load(folder: Path) -> ClusterConfig:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ConfigError(f"{path}: runs.{name} must be a number above zero")
     return ClusterConfig(
-        **{**body, "limits": parsed.limits, "settings": parsed.settings, "runs": RunLimits(**runs)}
+        **{
+            **body,
+            "source_addresses": parsed.source_addresses,
+            "limits": parsed.limits,
+            "settings": parsed.settings,
+            "runs": RunLimits(**runs),
+        }
     )

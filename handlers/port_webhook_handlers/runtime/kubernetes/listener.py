@@ -22,6 +22,7 @@ from port_webhook_handlers.runtime.asgi import Application
 from port_webhook_handlers.runtime.children import ChildPool
 from port_webhook_handlers.runtime.claims import Answer, LedgerError
 from port_webhook_handlers.runtime.config import ConfigError
+from port_webhook_handlers.runtime.confirmation import Confirmation, is_needed
 from port_webhook_handlers.runtime.dispatcher import Dispatcher, owner_name
 from port_webhook_handlers.runtime.kubernetes import config as configuration
 from port_webhook_handlers.runtime.kubernetes import names, private_http
@@ -33,9 +34,11 @@ from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest
 from port_webhook_handlers.runtime.metrics import Metrics
 from port_webhook_handlers.runtime.outbox import Outbox
+from port_webhook_handlers.runtime.port_calls import LoopCalls
 from port_webhook_handlers.runtime.receiver import Invocation, Receiver
 from port_webhook_handlers.runtime.redact import Redactor
 from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFileError, StoredSecrets
+from port_webhook_handlers.runtime.sources import Sources
 
 _API_THREADS: Final = 32
 _FLUSH_SECONDS: Final = 10.0
@@ -81,6 +84,7 @@ class Listener:
         self._log = log
         self._threads = ThreadPoolExecutor(_API_THREADS, thread_name_prefix="api")
         self.metrics = Metrics()
+        self.confirmation: Confirmation | None = None
 
     def open(self) -> None:
         """Builds everything; accepts nothing yet.
@@ -105,6 +109,8 @@ class Listener:
                 served, shared, work, secrets, self.ledger, self.pool, self.outbox, self._log, self.metrics
             )
             claims = ClusterClaims(self._api, config.runs_namespace, self.ledger, self._threads)
+            if is_needed(served.routes.values()):
+                self.confirmation = Confirmation(LoopCalls(secrets, config.port_base_url))
             self.receiver = Receiver(
                 served,
                 self.digest,
@@ -115,13 +121,15 @@ class Listener:
                 config.limits,
                 self._log,
                 self.metrics,
+                confirm=self.confirmation,
             )
             self.ledger.open()
         except (manifests.ManifestError, ConfigError, SecretFileError, LedgerError, ValueError) as error:
             raise StartError(str(error)) from error
         self.config = config
         self.routes = served.routes
-        self.application = Application(self.receiver, config.limits.max_body_bytes, None)
+        sources = Sources.of(config.source_addresses, config.trusted_proxy_hops)
+        self.application = Application(self.receiver, config.limits.max_body_bytes, None, sources)
 
     async def serve(self, port: int, metrics_port: int) -> None:
         """Serves until SIGTERM or SIGINT."""
@@ -145,6 +153,8 @@ class Listener:
         stopping.cancel()
         dispatching.cancel()
         await asyncio.wait([dispatching])
+        if self.confirmation is not None:
+            await self.confirmation.close()
         await self.dispatcher.drain(self.config.limits.drain_seconds)
         if not await self.outbox.flush(_FLUSH_SECONDS):
             self._log("reports of synchronous runs were not taken by Port")
