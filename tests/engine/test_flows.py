@@ -164,6 +164,7 @@ def flows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flows]:
                 "port-webhook-stack:handlers": ["port_webhook_handlers.bundled.deploy", "flows.py"],
                 "port-webhook-stack:definitions": ["definitions.json"],
                 "port-webhook-stack:secrets": {"HANDLER_TOKEN": {"fromEnv": "HANDLER_TOKEN"}},
+                "port-webhook-stack:listener": {"sourceAddresses": ["port"]},
                 "port-webhook-stack:portSecrets": {name: {"fromEnv": name} for name in names},
                 "port-webhook-stack:decryptionKeys": [{"fromEnv": "PRIVATE_KEY"}],
             }
@@ -206,6 +207,79 @@ def test_synchronous_runs_of_each_method(flows: Flows, method: str) -> None:
     assert failed["status"] == "FAILURE"
     assert failed["response"] == {"error": "handler_failed", "message": "failed as asked: x"}
     assert flows.port.deliveries(run=failed["id"])[0]["status"] == 422
+
+
+FORM = {
+    "properties": {"text": {"type": "string"}, "fail": {"type": "boolean"}},
+    "required": ["text"],
+    "order": ["text", "fail"],
+}
+SPREAD = {"{{ spreadValue() }}": "{{ .inputs }}"}
+THEIRS: dict[str, dict[str, Any]] = {
+    # What Port's template for migrated actions sends.
+    "service_theirs": {
+        "body": {
+            "action": '{{ .action.identifier[("service_" | length):] }}',
+            "resourceType": "run",
+            "status": "TRIGGERED",
+            "trigger": "{{ .trigger | {by, origin, at} }}",
+            "context": {
+                "entity": "{{ .entity.identifier }}",
+                "blueprint": "{{ .action.blueprint }}",
+                "runId": "{{ .run.id }}",
+            },
+            "payload": {
+                "entity": "{{ (if .entity == {} then null else .entity end) }}",
+                "properties": {
+                    '{{if (.inputs | has("text")) then "text" else null end}}': "{{ .inputs.text }}"
+                },
+                "censoredProperties": "{{ .action.encryptedProperties }}",
+            },
+        }
+    },
+    "their_ui": {
+        "headers": {"RUN_ID": "{{ .run.id }}"},
+        "body": {**SPREAD, "port_context": {"runId": "{{ .run.id }}"}},
+    },
+    "their_header": {"headers": {"RUN_ID": "{{ .run.id }}"}, "body": SPREAD, "synchronized": True},
+}
+
+
+def test_actions_that_exist_in_port_already(flows: Flows) -> None:
+    url, _ = flows.listener()
+    for name, method in THEIRS.items():
+        assert flows.port.request("GET", f"/v1/actions/{name}").status_code == 404, "the stack left it alone"
+        on = {"operation": "DAY-2", "blueprintIdentifier": "service"}
+        flows.port.api(
+            "POST",
+            "/actions",
+            {
+                "identifier": name,
+                "trigger": {
+                    "type": "self-service",
+                    "userInputs": FORM,
+                    **(on if "payload" in method["body"] else {"operation": "CREATE"}),
+                },
+                "invocationMethod": {"type": "WEBHOOK", "url": f"{url}/webhooks/{name}", **method},
+            },
+        )
+    run = flows.ended("service_theirs", {"text": "hello"}, entity="cart")
+    assert (run["status"], run["summary"]) == ("SUCCESS", "hello of Cart")
+    run = flows.ended("their_ui", {"text": "hello", "fail": True})
+    assert (run["status"], run["summary"]) == ("FAILURE", "failed as asked: hello")
+    run = flows.ended("their_header", {"text": "hello"})
+    assert (run["status"], run["response"]) == ("SUCCESS", {"text": "hello"})
+    body = b'{"text":"forged"}'
+    stamp = str(int(time.time()))
+    headers = {"x-port-timestamp": stamp, "x-port-signature": sign(flows.port.client_secret, stamp, body)}
+    for name in (run["id"], flows.port.execute("careful", {"text": "waits"}), "r_0123456789abcdef"):
+        reply = requests.post(
+            f"{url}/webhooks/their_header", data=body, headers={**headers, "RUN_ID": name}, timeout=10
+        )
+        assert (reply.status_code, reply.json()["error"]) in [
+            (403, "unconfirmed_run"),
+            (409, "run_id_reused"),
+        ]
 
 
 GOOD: dict[str, Any] = {

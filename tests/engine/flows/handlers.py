@@ -34,6 +34,7 @@ from port_webhook_handlers.sdk import (
     action,
     automation,
     jq,
+    payloads,
     triggers,
 )
 
@@ -300,3 +301,21 @@ def very_careful(inputs: Echo, run: Run) -> Result:
 @action("on_entity", title="On an entity", blueprint="service", operation="DAY-2")
 def on_entity(run: Run) -> Success:
     return Success(summary=run.entity.title)
+
+
+# --- Actions that exist in Port already ----------------------------------------------------------------
+
+
+@action("service_theirs", payload=payloads.LEGACY)
+def service_theirs(inputs: Echo, run: Run) -> Result:
+    return Success(f"{inputs.text} of {run.entity.title}")
+
+
+@action("their_ui", payload=payloads.UI)
+def their_ui(inputs: Echo, run: Run) -> Result:
+    return echo(inputs, run)
+
+
+@action("their_header", payload=payloads.RUN_ID_HEADER, mode="sync")
+def their_header(inputs: Echo, run: Run) -> Result:
+    return echo(inputs, run)
