@@ -175,11 +175,12 @@ def _check_environment(
         largest = replace(largest, secrets={**largest.secrets, **api}, port_base_url=port_base_url)
     size = len(VARIABLE) + len(largest.dumps())
     if size > _MOST_ENVIRONMENT:
+        listed = f" and {len(source_addresses)} source addresses" if source_addresses else ""
         raise SettingsError(
             f"{KEY}.namePrefix",
-            f"makes the receiver's environment {size} bytes with {len(groups)} privilege groups and "
-            f"{len(source_addresses)} source addresses; Lambda takes {_MOST_ENVIRONMENT}",
-            "Use a shorter prefix, fewer privilege groups with shorter names, or wider source networks",
+            f"makes the receiver's environment {size} bytes with {len(groups)} privilege groups{listed}; Lambda takes "
+            f"{_MOST_ENVIRONMENT}",
+            "Use a shorter prefix, or fewer privilege groups with shorter names",
         )
 
 

@@ -614,3 +614,25 @@ def test_mistakes_are_named_at_preview(
         mocks = run(aws, preview=True, **further)
     assert part in str(caught.value)
     assert mocks.registered == {}
+
+
+def test_a_receiver_that_asks_port_gets_what_it_needs_for_that(run: Run) -> None:
+    source = HANDLERS.replace('"Ask",', '"Ask", payload=payloads.RUN_ID_HEADER,').replace(
+        "Success, action", "Success, action, payloads"
+    )
+    mocks = run(source=source, listener={"sourceAddresses": ["port", "10.0.0.0/8"], "trustedProxyHops": 1})
+    variables = mocks.of("aws:lambda/function:Function")["w-listener-receiver"]["environment"]["variables"]
+    receiver = json.loads(variables["PORT_WEBHOOK"])
+    assert set(receiver["secrets"]) == {"signing", "api"}
+    assert receiver["port_base_url"] == "https://api.getport.io"
+    assert receiver["source_addresses"] == ["3.251.12.205", "34.252.219.131", "54.75.236.107", "10.0.0.0/8"]
+    assert receiver["trusted_proxy_hops"] == 1
+    (verify,) = [
+        item
+        for item in mocks.policies()["port-webhook-test-receiver"]["Statement"]
+        if item["Sid"] == "Verify"
+    ]
+    assert [arn.rpartition(":")[2] for arn in verify["Resource"]] == [
+        "port-webhook-test-api",
+        "port-webhook-test-signing",
+    ]
