@@ -14,6 +14,7 @@ from port_webhook_stack.cli.console import fail, note
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from port_webhook_handlers.port.payload import Payload
     from port_webhook_stack.cli.account import DeadLetter as AccountLetter
     from port_webhook_stack.cli.cluster import DeadLetter as ClusterLetter
 
@@ -119,7 +120,7 @@ def _redrive(
                 begun = client.request(
                     "POST", f"{path}/runs", params={"version": "v2"}, json=_body(letter.body, form)
                 )["run"]
-            except _EncryptedInputError as error:
+            except _NotRepeatableError as error:
                 failed += 1
                 fail(f"{run_id}: {error}")
                 continue
@@ -133,7 +134,7 @@ def _redrive(
         raise typer.Exit(1)
 
 
-class _EncryptedInputError(Exception):
+class _NotRepeatableError(Exception):
     pass
 
 
@@ -141,13 +142,14 @@ def _body(request: Any, form: Mapping[str, Any]) -> dict[str, Any]:
     """What Port takes for a run with the inputs that a request had.
 
     Raises:
-        _EncryptedInputError: one is encrypted, and Port would encrypt it once more.
+        _NotRepeatableError: one is encrypted, and Port would encrypt it once more; or they are not to be found.
     """
+    payload = _payload(request)
     inputs = {}
-    for name, value in (request.get("inputs") or {}).items():
+    for name, value in (payload.inputs_of(request) or {}).items():
         rule: dict[str, Any] = form.get(name) or {}
         if "encryption" in rule and value is not None:
-            raise _EncryptedInputError(
+            raise _NotRepeatableError(
                 f"the input {name} is encrypted, so it cannot be given to Port again; run the action anew"
             )
         items: Any = rule.get("items")
@@ -157,11 +159,28 @@ def _body(request: Any, form: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(items, dict) and items.get("format") == "entity" and isinstance(value, list):
             value = [_identifier(item) for item in value]
         inputs[name] = value
-    entity = request.get("entity") or {}
     body: dict[str, Any] = {"properties": inputs}
-    if entity.get("identifier"):
-        body["entity"] = entity["identifier"]
+    entity = _identifier(payload.context_of(request)["entity"])
+    if isinstance(entity, str):
+        body["entity"] = entity
     return body
+
+
+def _payload(request: Any) -> Payload:
+    """The form of a request, as far as it can be told from it."""
+    from port_webhook_handlers.port import payload as forms
+
+    for form, mark in (
+        (forms.ENVELOPE, forms.ENVELOPE.action),
+        (forms.LEGACY, forms.LEGACY.inputs),
+        (forms.UI, forms.UI.run_id),
+        (forms.SNAKE_CASE, forms.SNAKE_CASE.run_id),
+    ):
+        if forms.at(request, mark) is not None:
+            return form
+    raise _NotRepeatableError(
+        "its request has a form of its own, so its inputs are not known; run the action anew"
+    )
 
 
 def _identifier(value: Any) -> Any:
