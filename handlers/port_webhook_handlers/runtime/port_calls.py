@@ -67,6 +67,8 @@ class LoopCalls:
     async def close(self) -> None:
         """As in `PortCalls`."""
         self._http.close()
+        # A connection is closed in the loop's next turn, which may be its last.
+        await asyncio.sleep(0)
 
 
 class ThreadedCalls:
