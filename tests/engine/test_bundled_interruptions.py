@@ -6,6 +6,7 @@ another organisation, so this is also the test of handlers that work under other
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -284,9 +285,11 @@ class Stack:
         assert found is not None
         supervisor = psutil.Process(found.pid)
         for process in [supervisor, *supervisor.children(recursive=True)]:
-            # What was deployed, and what makes resources, is not of the listener.
-            if "port_webhook_handlers" in " ".join(process.cmdline()):
-                process.kill()
+            # One may end with its parent before it is looked at.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # What was deployed, and what makes resources, is not of the listener.
+                if "port_webhook_handlers" in " ".join(process.cmdline()):
+                    process.kill()
         (self.gate / "held").unlink()
         for gate in (self.web.gate, self.mail.gate, self.kafka.gate):
             gate.set()
