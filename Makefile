@@ -22,7 +22,7 @@ status: base ## Show what runs.
 
 test: dev lint ## Run every test; what is skipped is printed with its reason.
 	@$(BIN)/python -m port_webhook_stack.engine
-	@$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile || { \
+	@$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder || { \
 	  echo "Some tests failed beside others: running those once more, alone."; \
 	  $(BIN)/pytest --last-failed --last-failed-no-failures none; }
 
