@@ -408,14 +408,13 @@ def _matches(secrets: Sequence[bytes], timestamp: str, data: bytes, signature: s
     try:
         version, _, text = signature.encode("ascii").partition(b",")
         given = a2b_base64(text, strict_mode=True)
-    except (ValueError, UnicodeEncodeError):
+    except ValueError:
         return False
-    signed, matched = timestamp.encode() + b"." + data, version == b"v1"
-    found = False
+    signed, matched = timestamp.encode() + b"." + data, False
     for secret in secrets:
         # Every secret is tried, so that the time taken does not tell which one it was.
-        found |= hmac.compare_digest(hmac.digest(secret, signed, "sha256"), given)
-    return found and matched
+        matched |= hmac.compare_digest(hmac.digest(secret, signed, "sha256"), given)
+    return matched and version == b"v1"
 
 
 def _age_problem(timestamp: str, now: float, max_age: float) -> str | None:

@@ -24,6 +24,7 @@ from port_webhook_handlers.port.async_client import PortApi, is_passing, retry_a
 from port_webhook_handlers.port.client import PortError, PortUnreachableError
 from port_webhook_handlers.port.http_client import HttpClient
 from port_webhook_handlers.runtime.logs import Log
+from port_webhook_handlers.runtime.port_calls import credentials_of
 from port_webhook_handlers.runtime.secret_file import LiveSecrets
 
 _CLOSE_SECONDS: Final = 10.0
@@ -101,7 +102,12 @@ class AgentService:
         if content.api is None or not content.signing:
             raise AgentConfigError("agent: the secrets hold no API credentials or no signing secret")
         self._api_http = HttpClient(ca_file=config.ca_file)
-        self._api = PortApi(base_url(config), self._credentials, self._api_http)
+        self._api = PortApi(
+            base_url(config),
+            lambda: credentials_of(self._secrets),
+            self._api_http,
+            user_agent="port-webhook-agent",
+        )
         self._http: HttpClient | None = None
         sink = self._sink or self._forward()
         self._reporter = Reporter(self._api, self._log, self.metrics)
@@ -244,12 +250,6 @@ class AgentService:
             run_logs=config.run_logs,
             detailed=config.detailed,
         )
-
-    def _credentials(self) -> tuple[str, str]:
-        api = self._secrets.content.api
-        if api is None:
-            raise PortUnreachableError("the secrets hold no credentials of Port's API")
-        return api.client_id, api.client_secret
 
     def _wanted(self, message: Message) -> bool:
         actions = self._config.actions

@@ -1,7 +1,7 @@
 """Port's API from an event loop: one attempt a call, a cached token, errors of `port.client`.
 
-`PortClient` is for threads; an agent makes a call for each of many messages, and a thread for each of them would
-cost more than the deliveries.
+`PortClient` is for threads; agents and listeners make a call for each of many messages and runs, and a thread for each
+of them would cost more than the deliveries.
 """
 
 from __future__ import annotations
@@ -9,10 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from port_webhook_handlers.port.client import PortApiError, PortError, PortUnreachableError, requested_delay
+from port_webhook_handlers.port.client import (
+    PortApiError,
+    PortError,
+    PortUnreachableError,
+    error_of,
+    requested_delay,
+)
 from port_webhook_handlers.port.http_client import HttpClient, Reply, SendError
 
 Credentials = Callable[[], tuple[str, str]]
@@ -29,6 +35,7 @@ class PortApi:
         credentials: client id and secret, as they are at each login.
         http: client to send with; it needs no check of addresses.
         concurrency: calls at once.
+        user_agent: sent with every call.
     """
 
     def __init__(
@@ -37,10 +44,12 @@ class PortApi:
         credentials: Credentials,
         http: HttpClient,
         concurrency: int = 32,
+        user_agent: str = "port-webhook-stack",
     ) -> None:
         self._base_url = base_url
         self._credentials = credentials
         self._http = http
+        self._user_agent = user_agent
         self._slots = asyncio.Semaphore(concurrency)
         self._login = asyncio.Lock()
         self._url = ""
@@ -62,6 +71,7 @@ class PortApi:
         Raises:
             PortApiError: Port answered with an error; `retry_after` is the delay it asks for, or None.
             PortUnreachableError: no answer.
+            PortError: the answer is not Port's.
         """
         async with self._slots:
             token = await self._bearer()
@@ -81,6 +91,7 @@ class PortApi:
             if self._token and credentials == self._used and time.monotonic() < self._expires:
                 return self._token
             client_id, client_secret = credentials
+            self._token, self._used = "", credentials
             login = {"clientId": client_id, "clientSecret": client_secret}
             reply = await self._send("POST", "/v1/auth/access_token", login, "", False)
             token, seconds = reply.get("accessToken"), reply.get("expiresIn")
@@ -89,11 +100,11 @@ class PortApi:
             lifetime = float(seconds) if isinstance(seconds, int | float) else 0.0
             # Port hands out one token until it expires, so the rest of its life can be very short.
             self._expires = time.monotonic() + lifetime - min(_TOKEN_MARGIN_SECONDS, lifetime / 2)
-            self._token, self._used = token, credentials
+            self._token = token
             return token
 
     async def _send(self, method: str, path: str, body: Any, token: str, reserved: bool) -> dict[str, Any]:
-        headers = [("User-Agent", "port-webhook-agent"), ("Accept", "application/json")]
+        headers = [("User-Agent", self._user_agent), ("Accept", "application/json")]
         if token:
             headers.append(("Authorization", f"Bearer {token}"))
         if reserved:
@@ -107,7 +118,7 @@ class PortApi:
         except SendError as error:
             self._url = ""
             raise PortUnreachableError(f"Port cannot be reached for {method} {path}: {error}") from None
-        return _content(reply, f"{method} {path}")
+        return _content(reply, f"{method} {path}", (self._used[1], token))
 
     def _address(self) -> str:
         if not self._url:
@@ -131,22 +142,21 @@ def retry_after(error: PortError) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
-def _content(reply: Reply, where: str) -> dict[str, Any]:
+def _content(reply: Reply, where: str, secrets: Sequence[str]) -> dict[str, Any]:
     try:
         body = json.loads(reply.body) if reply.body else {}
     except ValueError:
         body = None
     if reply.status < 300 and isinstance(body, dict) and body.get("ok", True) is True:
         return body
-    found = body if isinstance(body, dict) else {}
-    details = found.get("details")
-    error = PortApiError(
+    if reply.status < 300 and not isinstance(body, dict):
+        raise PortError(f"{where} was not answered with a JSON object: is this Port's API?")
+    error = error_of(
         reply.status if reply.status >= 300 else 502,
-        str(found.get("error") or ""),
-        str(found.get("message") or "")[:500],
-        details if isinstance(details, dict) else None,
+        body if isinstance(body, dict) else {},
         reply.headers.get("x-trace-id", ""),
-        request=where,
+        where,
+        secrets,
     )
     error.retry_after = requested_delay(_Headers(reply.headers))
     raise error

@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -386,24 +386,16 @@ class PortClient:
                 f"{response.url.split('?')[0]} did not answer {where} with a JSON object: is this Port's API?"
             )
         reply = body if isinstance(body, dict) else {}
-        details = reply.get("details")
-        error = _ERRORS.get(response.status_code, PortApiError)(
+        error = error_of(
             response.status_code,
-            str(reply.get("error") or ""),
-            self._scrub(str(reply.get("message") or (response.reason if not reply else ""))),
-            details if isinstance(details, dict) else None,
+            reply or {"message": response.reason},
             response.headers.get("X-Trace-Id", ""),
-            request=where,
+            where,
+            (self._client_secret, self._token),
         )
         if response.status_code in _RETRY_STATUS:
             raise _RetryableStatusError(error, requested_delay(response.headers))
         raise error
-
-    def _scrub(self, text: str) -> str:
-        for secret in (self._client_secret, self._token):
-            if secret:
-                text = text.replace(secret, "***")
-        return text[:_MAX_ERROR_CHARACTERS]
 
     def _open_session(self) -> requests.Session:
         with self._session_lock:
@@ -444,6 +436,32 @@ class _RetryableStatusError(PortError):
         super().__init__(str(error))
         self.error = error
         self.delay = delay
+
+
+def error_of(
+    status: int, reply: Mapping[str, Any], trace_id: str, request: str, secrets: Sequence[str]
+) -> PortApiError:
+    """The error that a reply of Port is.
+
+    Args:
+        status: HTTP status.
+        reply: Port's JSON.
+        trace_id: Port's header `x-trace-id`, "" if there is none.
+        request: method and path.
+        secrets: what its text must not show; "" counts for nothing.
+    """
+    message = str(reply.get("message") or "")
+    for secret in filter(None, secrets):
+        message = message.replace(secret, "***")
+    details = reply.get("details")
+    return _ERRORS.get(status, PortApiError)(
+        status,
+        str(reply.get("error") or ""),
+        message[:_MAX_ERROR_CHARACTERS],
+        details if isinstance(details, dict) else None,
+        trace_id,
+        request=request,
+    )
 
 
 def quote(identifier: str) -> str:

@@ -196,8 +196,8 @@ class HttpClient:
                         return await self._through(connection, target, proxy, tls) if tls else connection
                     except ssl.SSLCertVerificationError as error:
                         raise SendError(
-                            f"the certificate of {target.host} is not trusted: {error.verify_message}; name its "
-                            "authority in ca_file",
+                            f"the certificate of {target.host} is not trusted: {error.verify_message}; name the file "
+                            "of its authority in REQUESTS_CA_BUNDLE, or in an agent's caFile",
                             retryable=False,
                         ) from None
                     except OSError:
@@ -247,8 +247,7 @@ class HttpClient:
             try:
                 self._tls = client_context(self._ca_file)
             except OSError as error:
-                reason = f"no certificates can be read from the file of authorities: {_reason(error)}"
-                raise SendError(reason) from None
+                raise SendError(str(error)) from None
             if not self._verify:
                 self._tls.check_hostname = False
                 self._tls.verify_mode = ssl.CERT_NONE
@@ -404,8 +403,13 @@ def _proxy_for(url: str) -> _Proxy | None:
         host, proxies.get("no", "")
     ):
         return None
-    proxy = urlsplit(address if "//" in address else f"http://{address}")
-    if proxy.scheme != "http" or not proxy.hostname:
+    try:
+        proxy = urlsplit(address if "//" in address else f"http://{address}")
+        proxy_host, proxy_port = proxy.hostname if proxy.scheme == "http" else None, proxy.port or 80
+    except ValueError:
+        proxy_host = None
+    if not proxy_host:
+        # Its text may hold a password.
         raise SendError(
             f"the proxy of the environment for {parts.scheme} must be an address such as http://proxy:3128"
         )
@@ -413,7 +417,7 @@ def _proxy_for(url: str) -> _Proxy | None:
     if proxy.username:
         pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
         authorization = "Basic " + base64.b64encode(pair.encode()).decode()
-    return _Proxy(proxy.hostname, proxy.port or 80, authorization)
+    return _Proxy(proxy_host, proxy_port, authorization)
 
 
 def _in_networks(host: str, entries: str) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from port_webhook_handlers.runtime.manifest import Route
 
 if TYPE_CHECKING:
-    from port_webhook_handlers.port.client import PortClient, PortError
+    from port_webhook_handlers.port.client import PortError
     from port_webhook_handlers.runtime.claims import CurrentSecrets
     from port_webhook_handlers.runtime.port_calls import PortCalls
 
@@ -70,38 +70,24 @@ class BlockingConfirmation:
     """
 
     def __init__(self, secrets: CurrentSecrets, base_url: str) -> None:
-        self._secrets = secrets
-        self._base_url = base_url
-        self._client: PortClient | None = None
-        self._used: object = None
+        # Here, because a server without such routes needs none of it.
+        from port_webhook_handlers.runtime.port_calls import CurrentClient
+
+        self._client = CurrentClient(secrets, base_url, attempts=1, timeout=(_CONNECT_SECONDS, _READ_SECONDS))
 
     async def __call__(self, run_id: str, action: str) -> bool:
         """See `Confirm`."""
-        from port_webhook_handlers.port.client import PortClient, PortError
+        from port_webhook_handlers.port.client import PortError
 
-        credentials = self._secrets.content.api
-        if credentials is None:
-            raise NotConfirmedError("the listener holds no credentials of Port's API; deploy the stack again")
-        if self._client is None or credentials != self._used:
-            self.close()
-            self._used = credentials
-            self._client = PortClient(
-                self._base_url,
-                credentials.client_id,
-                credentials.client_secret,
-                attempts=1,
-                timeout=(_CONNECT_SECONDS, _READ_SECONDS),
-            )
         try:
-            reply = self._client.request("GET", _path(run_id), params=_VERSION)
+            reply = self._client.get().request("GET", _path(run_id), params=_VERSION)
         except PortError as error:
             return _no_such_run(error)
         return _is_in_progress(reply, run_id, action)
 
     def close(self) -> None:
         """Closes the connection."""
-        if self._client is not None:
-            self._client.close()
+        self._client.close()
 
 
 def _path(run_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The two ways to call Port's API: on the event loop of a server, or in threads where a loop is short-lived."""
+"""The ways to call Port's API: on the event loop of a server, in threads where a loop is short-lived, or blocking."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from port_webhook_handlers.port.client import PortClient, PortError, quote
-from port_webhook_handlers.runtime.claims import CurrentSecrets
 
 if TYPE_CHECKING:
-    from port_webhook_handlers.runtime.secret_file import ApiCredentials
+    from port_webhook_handlers.runtime.claims import CurrentSecrets
 
 _CALLS_AT_ONCE: Final = 8
 
@@ -55,7 +54,7 @@ class LoopCalls:
         from port_webhook_handlers.port.http_client import HttpClient
 
         self._http = HttpClient()
-        self._api = PortApi(base_url, lambda: _pair(_credentials(secrets)), self._http, _CALLS_AT_ONCE)
+        self._api = PortApi(base_url, lambda: credentials_of(secrets), self._http, _CALLS_AT_ONCE)
 
     async def call(
         self, method: str, path: str, params: Mapping[str, str] | None, body: Any
@@ -82,14 +81,11 @@ class ThreadedCalls:
     def __init__(
         self, secrets: CurrentSecrets, base_url: str | Callable[[], str], backoff: float = 0.5
     ) -> None:
-        self._secrets = secrets
-        self._base_url = base_url
-        self._backoff = backoff
         self._threads = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="port")
         self._cancelled = threading.Event()
-        self._client: PortClient | None = None
-        self._used: ApiCredentials | None = None
-        self._lock = threading.Lock()
+        self._client = CurrentClient(
+            secrets, base_url, backoff=backoff, concurrency=_CALLS_AT_ONCE, cancelled=self._cancelled
+        )
 
     async def call(
         self, method: str, path: str, params: Mapping[str, str] | None, body: Any
@@ -98,7 +94,7 @@ class ThreadedCalls:
 
         def call() -> dict[str, Any]:
             # Within a call the client itself honours Retry-After and refreshes the token after a 401.
-            return self._port().request(method, path, params=params, json=body, attempts=2)
+            return self._client.get().request(method, path, params=params, json=body, attempts=2)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
@@ -106,33 +102,53 @@ class ThreadedCalls:
         """As in `PortCalls`."""
         self._cancelled.set()
         await asyncio.to_thread(self._threads.shutdown)
-        if self._client is not None:
-            self._client.close()
+        self._client.close()
 
-    def _port(self) -> PortClient:
-        credentials = _credentials(self._secrets)
+
+class CurrentClient:
+    """A `PortClient` with the credentials of a secrets store, as they are at each use; threads may share it.
+
+    Args:
+        secrets, base_url: as in `LoopCalls`.
+        options: further arguments of `PortClient`.
+    """
+
+    def __init__(self, secrets: CurrentSecrets, base_url: str | Callable[[], str], **options: Any) -> None:
+        self._secrets = secrets
+        self._base_url = base_url
+        self._options = options
+        self._client: PortClient | None = None
+        self._used: tuple[str, str] | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> PortClient:
+        """The client of now.
+
+        Raises:
+            PortError: there are no credentials.
+        """
+        credentials = credentials_of(self._secrets)
         with self._lock:
             if self._client is None or credentials != self._used:
                 self._used = credentials
                 if self._client is not None:
                     self._client.close()
-                self._client = PortClient(
-                    self._base_url,
-                    credentials.client_id,
-                    credentials.client_secret,
-                    backoff=self._backoff,
-                    concurrency=_CALLS_AT_ONCE,
-                    cancelled=self._cancelled,
-                )
+                self._client = PortClient(self._base_url, *credentials, **self._options)
             return self._client
 
+    def close(self) -> None:
+        """Closes connections."""
+        if self._client is not None:
+            self._client.close()
 
-def _credentials(secrets: CurrentSecrets) -> ApiCredentials:
+
+def credentials_of(secrets: CurrentSecrets) -> tuple[str, str]:
+    """Client id and secret.
+
+    Raises:
+        PortError: there are none.
+    """
     found = secrets.content.api
     if found is None:
         raise PortError("the secrets store holds no credentials of Port's API; set them and deploy again")
-    return found
-
-
-def _pair(credentials: ApiCredentials) -> tuple[str, str]:
-    return credentials.client_id, credentials.client_secret
+    return found.client_id, found.client_secret

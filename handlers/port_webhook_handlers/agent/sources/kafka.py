@@ -27,7 +27,7 @@ from port_webhook_handlers.agent.messages import (
 )
 from port_webhook_handlers.agent.metrics import AgentMetrics
 from port_webhook_handlers.agent.watermark import Watermark
-from port_webhook_handlers.port.trust import as_pem, client_context, is_customised
+from port_webhook_handlers.port.trust import authorities_pem, is_customised
 from port_webhook_handlers.runtime.logs import Log
 
 _POLL_SECONDS: Final = 0.1
@@ -243,7 +243,7 @@ class KafkaSource:
             configuration["ssl.ca.location"] = str(settings.ca_file)
         elif is_customised(self._ca_file):
             # librdkafka's own TLS knows nothing of the environment, and takes one or the other.
-            configuration["ssl.ca.pem"] = as_pem(client_context(self._ca_file))
+            configuration["ssl.ca.pem"] = authorities_pem(self._ca_file)
         return configuration
 
     def _in_flight(self) -> int:
@@ -259,7 +259,7 @@ class KafkaSource:
             if self._fresh:
                 consumer.pause(consumer.assignment())
             elif taken < bound * _RESUME_SHARE and not self._stopping.is_set():
-                self._paused = False
+                self._paused, self._full_since = False, None
                 consumer.resume(consumer.assignment())
         elif self._stopping.is_set() or (taken >= bound and self._is_long_full()):
             self._paused = True
