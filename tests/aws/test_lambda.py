@@ -650,9 +650,9 @@ def test_an_agent_hands_invocations_to_the_receiver_without_an_endpoint(own: Lis
     class Secrets:
         content = StoredSecrets((SigningSecret(own.port.client_secret),))
 
-    def message(action: str, run_id: str, text: str, synchronized: bool = False) -> Message:
+    def message(action: str, run_id: str, text: str, synchronized: bool = False, **headers: str) -> Message:
         body = json.loads(envelope(action, run_id, text))
-        invocation = Invocation({"method": "POST", "synchronized": synchronized})
+        invocation = Invocation({"method": "POST", "synchronized": synchronized, "headers": headers})
         return Message("m", run_id, action, run_id, invocation, body, {}, route=action)
 
     endpoint = {"AWS_ENDPOINT_URL": own.stack.functions["receiver"].environment["AWS_ENDPOINT_URL_LAMBDA"]}
@@ -669,6 +669,10 @@ def test_an_agent_hands_invocations_to_the_receiver_without_an_endpoint(own: Lis
         refused = await sink.deliver(message("ask", "r_failed", "fail", synchronized=True))
         assert (refused.status, refused.summary) == ("FAILURE", "no way")
         assert (await sink.deliver(message("unknown", "r_unknown", "c"))).status == "FAILURE"
+        run_id = own.port.execute("theirs", {"text": "e"})
+        named = message("theirs", run_id, "e", RUN_ID=run_id)
+        assert (await sink.deliver(named)).result == "delivered"
+        assert "RUN_ID" in str((await sink.deliver(message("theirs", run_id, "e"))).summary)
         own.stack.gate.away = True
         with pytest.raises(RetryLaterError):
             await sink.deliver(message("greet", "r_later", "d"))
@@ -680,10 +684,15 @@ def test_an_agent_hands_invocations_to_the_receiver_without_an_endpoint(own: Lis
 
 
 def test_a_handler_cannot_read_the_process_that_started_it() -> None:
+    # Whether a process may be read by others of its user is what PR_GET_DUMPABLE tells.
     script = (
         "import ctypes\n"
-        "from port_webhook_handlers.runtime.aws.child import _shield\n"
-        "_shield()\n"
+        "from pathlib import Path\n"
+        "from port_webhook_handlers.runtime.aws import child\n"
+        "from port_webhook_handlers.runtime.logs import Log\n"
+        "run = {'run': {'id': 'r_1'}}\n"
+        "nothing = lambda *_: None\n"
+        "child.run(Path('none'), '', run, 60, nothing, nothing, Log(), credentials=False)\n"
         "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -44,7 +44,7 @@ class AwsAgent(pulumi.ComponentResource):
             agent: its own.
             credentials: `clientId` and `clientSecret` of the organisation.
             port_base_url: Port's API.
-            url: base URL of the listener, which an agent of ours may then call.
+            url: base URL in the definitions; without `receiver`, an agent of ours may call its host.
             receiver: in pull mode, the function that an agent of ours hands invocations to.
             opts: options of the component.
         """

@@ -29,7 +29,7 @@ def make_alarms(
 
     Args:
         naming: names and tags.
-        functions: by part of their names; `receiver` and `dead-letters` among them.
+        functions: by part of their names; `receiver`, `reporter` and `dead-letters` among them.
         queues: those of runs and of reports; an old message there is a run that has not ended in Port.
         dead_queues: their dead-letter queues.
     """

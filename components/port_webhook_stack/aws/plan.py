@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -149,38 +149,37 @@ class Plan:
         return is_needed(route for group in self.groups.values() for route in group.routes)
 
 
-def _check_environment(
-    groups: Mapping[str, Group], settings: AwsSettings, port_base_url: str, source_addresses: Sequence[str]
-) -> None:
+def _check_environment(found: Plan) -> None:
     """Lambda takes 4 KiB of variables, and the receiver's name every queue and function."""
-    prefix, account = settings.name_prefix, "0" * 12
+    settings, prefix, account = found.settings, found.settings.name_prefix, "0" * 12
     queue = f"https://sqs.{settings.region}.amazonaws.com/{account}/{prefix}-"
-    largest = Deployment(
-        digest="sha256:" + "0" * 64,
+    secret = f"arn:aws:secretsmanager:{settings.region}:{account}:secret:{prefix}-"
+    read = ("signing", "api") if found.confirms else ("signing",)
+    deployment = Deployment(
+        digest=found.digest,
         table=f"{prefix}-ledger",
-        secrets={
-            "signing": f"arn:aws:secretsmanager:{settings.region}:{account}:secret:{prefix}-signing-000000"
-        },
-        queues={name: f"{queue}runs-{name}.fifo" for name in groups},
+        secrets={name: f"{secret}{name}-000000" for name in read},
+        queues={group.name: f"{queue}runs-{group.name}.fifo" for group in found.workers},
         reports=f"{queue}reports.fifo",
-        functions={name: f"{prefix}-sync-{name}" for name in groups},
-        sync_deadline_seconds=27.5,
-        tolerance_seconds=299.5,
-        retention_days=13,
-        overlap_seconds=86_400.5,
-        source_addresses=source_addresses,
+        functions={group.name: f"{prefix}-sync-{group.name}" for group in found.synchronous},
+        port_base_url=found.port_base_url if found.confirms else "",
+        sync_deadline_seconds=found.sync_deadline_seconds,
+        tolerance_seconds=found.tolerance_seconds,
+        retention_days=settings.retention_days,
+        overlap_seconds=found.overlap_seconds,
+        source_addresses=found.source_addresses,
+        trusted_proxy_hops=found.trusted_proxy_hops,
     )
-    if is_needed(route for group in groups.values() for route in group.routes):
-        api = {"api": largest.secrets["signing"].replace("-signing-", "-api-")}
-        largest = replace(largest, secrets={**largest.secrets, **api}, port_base_url=port_base_url)
-    size = len(VARIABLE) + len(largest.dumps())
+    size = len(VARIABLE) + len(deployment.dumps())
     if size > _MOST_ENVIRONMENT:
-        listed = f" and {len(source_addresses)} source addresses" if source_addresses else ""
+        addresses = len(found.source_addresses)
         raise SettingsError(
             f"{KEY}.namePrefix",
-            f"makes the receiver's environment {size} bytes with {len(groups)} privilege groups{listed}; Lambda takes "
-            f"{_MOST_ENVIRONMENT}",
-            "Use a shorter prefix, or fewer privilege groups with shorter names",
+            f"makes the receiver's environment {size} bytes with {len(found.groups)} privilege groups"
+            + (f" and {addresses} source addresses" if addresses else "")
+            + f"; Lambda takes {_MOST_ENVIRONMENT}",
+            "Use a shorter prefix, or fewer privilege groups with shorter names"
+            + (", or fewer networks in listener.sourceAddresses" if addresses else ""),
         )
 
 
@@ -226,7 +225,6 @@ def plan(
     _check_times(routes.values(), sync_deadline_seconds)
     _check_permissions(routes, bundle.aws_permissions)
     _check_names(groups, settings.name_prefix)
-    _check_environment(groups, settings, port_base_url, source_addresses)
     locks = settings.requirements or _locks(
         requirements, encrypted=any(group.decrypts for group in groups.values())
     )
@@ -239,7 +237,7 @@ def plan(
         handler_settings=handler_settings,
         delegated=delegated,
     )
-    return Plan(
+    found = Plan(
         settings,
         bundle.digest,
         archive,
@@ -252,6 +250,8 @@ def plan(
         source_addresses,
         trusted_proxy_hops,
     )
+    _check_environment(found)
+    return found
 
 
 def _groups(

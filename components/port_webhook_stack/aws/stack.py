@@ -54,6 +54,12 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
             "is http, but without an ingress there is no address to probe",
             "Set it to off, or aws.ingress to http-api",
         )
+    if target.ingress == "none" and settings.listener.source_addresses:
+        raise SettingsError(
+            "port-webhook-stack:listener.sourceAddresses",
+            "is set, but without an ingress the agent hands over every request, which then has no address",
+            "Remove it, or set aws.ingress to http-api",
+        )
     _endpoints(target)
     return plans.plan(
         bundle,
@@ -106,6 +112,8 @@ def deploy(
         opts=opts,
     )
     listener = AwsListener(f"{name}-listener", found, store=store, opts=opts)
+    address = settings.listener.public_url or (NO_INGRESS if listener.url is None else listener.url)
+    url = pulumi.Output.from_input(address)
     last: pulumi.Resource = listener
     if target.agent is not None:
         last = AwsAgent(
@@ -114,14 +122,10 @@ def deploy(
             target.agent,
             credentials=organisation,
             port_base_url=found.port_base_url,
-            url=listener.url,
+            url=url,
             receiver=listener.receiver if target.ingress == "none" else None,
             opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[listener])),
         )
-    public = settings.listener.public_url
-    url = pulumi.Output.from_input(public) if public else listener.url
-    if url is None:
-        url = pulumi.Output.from_input(NO_INGRESS)
     return Deployed(url, store.version, last)
 
 

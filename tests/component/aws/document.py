@@ -61,6 +61,8 @@ def registered(state: Path) -> AwsMocks:
 def page(state: Path) -> str:
     """The whole page."""
     mocks = registered(state)
+    kinds = {args.typ for args in mocks.registered.values() if args.typ.startswith("aws:")}
+    assert kinds - _ELSEWHERE == {kind for _, kind, _ in _TABLE}
     rows = [
         f"| {title} | `{_short(name)}` | {'; '.join(text for text in described if text)} |"
         for title, kind, describe in _TABLE
@@ -124,7 +126,7 @@ def _source(given: Mapping[str, Any]) -> list[str]:
         f"from `{_short(given['eventSourceArn'].rpartition(':')[2])}` to `{_short(given['functionName'])}`",
         f"{given['batchSize']} at once",
         f"at most {concurrency} invocations" if concurrency else "",
-        "partial batch failures",
+        "partial batch failures" if "ReportBatchItemFailures" in given["functionResponseTypes"] else "",
     ]
 
 
@@ -218,6 +220,10 @@ _TABLE: Final[tuple[tuple[str, str, Callable[[Mapping[str, Any]], list[str]]], .
     ),
     ("alarm", "aws:cloudwatch/metricAlarm:MetricAlarm", _alarm),
 )
+
+
+# Policies stand below the table; the version of a secret is its value.
+_ELSEWHERE: Final = {"aws:iam/rolePolicy:RolePolicy", "aws:secretsmanager/secretVersion:SecretVersion"}
 
 
 def _archive(folder: Path) -> LambdaArchive:

@@ -7,12 +7,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pulumi
 import pytest
 from tests.component.aws.mocks import ACCOUNT, CLIENT_SECRET, HANDLERS, REGION, AwsMocks, settings_of
 
+from port_webhook_handlers.agent.environment import from_environment
 from port_webhook_handlers.bundle import Bundle, build
+from port_webhook_handlers.runtime.aws.agent import configured
 from port_webhook_stack import SettingsError, StackError, WebhookStack
 from port_webhook_stack.agent.aws import AwsAgent
 from port_webhook_stack.aws.settings import parse
@@ -426,6 +429,22 @@ def test_the_agent_connects_outwards_only_and_follows_its_secret(run: Run) -> No
     assert service["launchType"] == "FARGATE"
 
 
+def variables_of(container: Mapping[str, Any]) -> dict[str, str]:
+    return {item["name"]: item["value"] for item in container["environment"]}
+
+
+@pytest.mark.parametrize("public", [None, "https://hooks.example.com:8443"])
+def test_an_agent_of_ours_may_call_what_definitions_name(run: Run, public: str | None) -> None:
+    listener = {"publicUrl": public} if public else {}
+    mocks = run({"agent": {**AGENT, "kind": "own"}}, listener=listener)
+    container = json.loads(
+        mocks.of("aws:ecs/taskDefinition:TaskDefinition")["w-agent-task"]["containerDefinitions"]
+    )[0]
+    assert container["entryPoint"] == ["python", "-m", "port_webhook_handlers.agent"]
+    url = mocks.of("port-webhook:index:Action")["w-action-deploy"]["invocationMethod"]["url"]
+    assert from_environment(variables_of(container)).allowed_hosts == (urlsplit(url).netloc,)
+
+
 def test_pull_mode_has_no_entry(run: Run) -> None:
     mocks = run({"ingress": "none", "agent": {**AGENT, "kind": "own"}}, verify="off")
     for kind in (
@@ -438,9 +457,10 @@ def test_pull_mode_has_no_entry(run: Run) -> None:
         mocks.of("aws:ecs/taskDefinition:TaskDefinition")["w-agent-task"]["containerDefinitions"]
     )[0]
     assert container["entryPoint"] == ["python", "-m", "port_webhook_handlers.runtime.aws.agent"]
-    assert {"name": "PORT_WEBHOOK_RECEIVER", "value": "port-webhook-test-receiver"} in container[
-        "environment"
-    ]
+    # What the process itself makes of the container's variables.
+    config, function, region = configured(variables_of(container))
+    assert (config.source, config.name) == ("polling", "port-webhook-test")
+    assert (function, region) == ("port-webhook-test-receiver", REGION)
     method = mocks.of("port-webhook:index:Action")["w-action-deploy"]["invocationMethod"]
     assert method["agent"] is True
     assert mocks.policies()["port-webhook-test-agent"]["Statement"] == [
@@ -516,6 +536,10 @@ MANY = "from port_webhook_handlers.sdk import Run, Success, action\n" + "".join(
 @action("do_{n}", title="Do", privilege_group="group-of-handlers-{n:02}")
 def do_{n}(run: Run) -> Success:
     return Success()
+
+@action("ask_{n}", title="Ask", privilege_group="group-of-handlers-{n:02}", mode="sync")
+def ask_{n}(run: Run) -> Success:
+    return Success()
 """
     for n in range(20)
 )
@@ -538,6 +562,12 @@ def do_{n}(run: Run) -> Success:
             {},
             SettingsError,
             "port-webhook-stack:verify",
+        ),
+        (
+            {"ingress": "none", "agent": {**AGENT, "kind": "own"}},
+            {"verify": "off", "listener": {"sourceAddresses": ["port"]}},
+            SettingsError,
+            "port-webhook-stack:listener.sourceAddresses: is set",
         ),
         (
             {"groups": {"release": {"subnets": ["subnet-1"]}}},
@@ -614,6 +644,14 @@ def test_mistakes_are_named_at_preview(
         mocks = run(aws, preview=True, **further)
     assert part in str(caught.value)
     assert mocks.registered == {}
+
+
+def test_only_queues_and_functions_that_there_are_count_for_the_environment(run: Run) -> None:
+    # Groups as in `MANY`, without synchronous handlers.
+    source = MANY.replace(', mode="sync"', "")
+    functions = run({"namePrefix": "platform-production"}, source=source).of("aws:lambda/function:Function")
+    (variable,) = functions["w-listener-receiver"]["environment"]["variables"].items()
+    assert len("".join(variable)) < 4096
 
 
 def test_a_receiver_that_asks_port_gets_what_it_needs_for_that(run: Run) -> None:

@@ -60,6 +60,23 @@ def test_they_are_kept_until_shortly_before_they_expire(handed_out: tuple[str, l
     assert len(asked) == 2
 
 
+def test_an_answer_that_is_no_use_does_not_keep_the_former_ones(
+    handed_out: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, asked = handed_out
+    now = EXPIRES - 1000
+    credentials = ContainerCredentials({"AWS_CONTAINER_CREDENTIALS_FULL_URI": url}, lambda: now)
+    assert credentials().access_key == "key-1"
+    now = EXPIRES - 100
+    with monkeypatch.context() as patched:
+        later = datetime.fromtimestamp(EXPIRES + 3600, UTC).isoformat()
+        patched.setattr(json, "load", lambda response: {"Expiration": later})
+        for _ in range(2):
+            with pytest.raises(AwsError, match=r"cannot be read from ECS \(KeyError\)"):
+                credentials()
+    assert credentials().access_key == f"key-{len(asked)}" != "key-1"
+
+
 def test_an_address_that_does_not_answer_is_named_without_a_secret() -> None:
     credentials = ContainerCredentials({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/role"})
     with pytest.raises(AwsError, match="credentials of the task"):
@@ -69,6 +86,9 @@ def test_an_address_that_does_not_answer_is_named_without_a_secret() -> None:
 
 
 def test_without_a_task_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    with pytest.raises(AwsError, match="neither a role of the task nor AWS_ACCESS_KEY_ID is there"):
+        ContainerCredentials({})()
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
     assert ContainerCredentials({})().access_key == "id"

@@ -1,18 +1,19 @@
 """An agent for a stack without an inbound endpoint: what it takes from Port it hands to the receiver by Invoke.
 
 `python -m port_webhook_handlers.runtime.aws.agent` reads the environment like `python -m port_webhook_handlers.agent`,
-and the receiver's name from `PORT_WEBHOOK_RECEIVER`.
+the receiver's name from `PORT_WEBHOOK_RECEIVER` and its region from `AWS_REGION`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -82,6 +83,8 @@ class InvokeSink:
             "version": "2.0",
             "rawPath": path,
             "headers": {
+                # A definition may name the run there alone.
+                **{name.lower(): value for name, value in message.invocation.headers.items()},
                 "content-type": "application/json",
                 "x-port-timestamp": stamp,
                 "x-port-signature": sign(self._secrets.content.signing[0].value, stamp, raw),
@@ -105,13 +108,28 @@ def _message(body: Any, status: int) -> str:
     return text if isinstance(text, str) else f"The listener answered {status}."
 
 
-async def _serve(config: AgentConfig, function: str, log: Log) -> None:
+def configured(environment: Mapping[str, str]) -> tuple[AgentConfig, str, str]:
+    """The agent's configuration, the receiver's name and the region.
+
+    Raises:
+        AgentConfigError: a variable is missing or wrong; the message names it.
+    """
+    from port_webhook_handlers.agent.environment import from_environment
+
+    for name, remedy in ((VARIABLE, "name the receiver's function"), ("AWS_REGION", "name its region")):
+        if not environment.get(name):
+            raise AgentConfigError(f"{name}: is not set; {remedy}")
+    # An agent without hosts is refused, but this one calls none: the receiver is named by itself.
+    config = from_environment({"AGENT_ALLOWED_HOSTS": "-", **environment})
+    return config, environment[VARIABLE], environment["AWS_REGION"]
+
+
+async def _serve(config: AgentConfig, function: str, region: str, log: Log) -> None:
     from port_webhook_handlers.agent.__main__ import live_secrets
     from port_webhook_handlers.agent.service import AgentService
 
     secrets = live_secrets(config, log)
     credentials = ContainerCredentials()
-    region = os.environ.get("AWS_REGION", "")
     sink = InvokeSink(lambda: AwsApi(region, credentials), function, secrets)
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -125,16 +143,15 @@ async def _serve(config: AgentConfig, function: str, log: Log) -> None:
 
 def main() -> None:
     """Runs until a signal; exit code 2 for a configuration that cannot be used."""
-    from port_webhook_handlers.agent.environment import from_environment
+    from port_webhook_handlers.agent.mapping import MappingError
+    from port_webhook_handlers.runtime.library_log import LibraryLog
     from port_webhook_handlers.runtime.secret_file import SecretFileError
 
     log = Log()
+    logging.basicConfig(handlers=[LibraryLog(log)], level=logging.WARNING, force=True)
     try:
-        function = os.environ.get(VARIABLE)
-        if not function:
-            raise AgentConfigError(f"{VARIABLE}: is not set; name the receiver's function")
-        asyncio.run(_serve(from_environment(os.environ), function, log))
-    except (AgentConfigError, SecretFileError) as error:
+        asyncio.run(_serve(*configured(os.environ), log))
+    except (AgentConfigError, MappingError, SecretFileError, OSError) as error:
         log("agent not started", error=str(error))
         sys.exit(2)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from http.client import HTTPException
 from typing import Final
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -46,7 +47,13 @@ class ContainerCredentials:
             AwsError: there are none.
         """
         if self._url is None:
-            return environment_credentials()
+            try:
+                return environment_credentials()
+            except KeyError as error:
+                raise AwsError(
+                    f"credentials: neither a role of the task nor {error.args[0]} is there; run the agent as a task of "
+                    "ECS with a task role, or set the variable"
+                ) from None
         with self._lock:
             if self._credentials is None or self._clock() >= self._until:
                 self._credentials = self._fetch(self._url)
@@ -59,7 +66,11 @@ class ContainerCredentials:
             # Never through a proxy: it would see them.
             with build_opener(ProxyHandler({})).open(Request(url), timeout=_SECONDS) as response:  # noqa: S310
                 found = json.load(response)
+            credentials = Credentials(found["AccessKeyId"], found["SecretAccessKey"], found["Token"])
+            # Last, so that an answer that is no use does not keep the former ones beyond their end.
             self._until = datetime.fromisoformat(found["Expiration"]).timestamp() - _MARGIN_SECONDS
-            return Credentials(found["AccessKeyId"], found["SecretAccessKey"], found["Token"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AwsError(f"credentials of the task: {type(error).__name__}") from None
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+            raise AwsError(
+                f"credentials of the task cannot be read from ECS ({type(error).__name__}); see whether the task has a role"
+            ) from None
+        return credentials

@@ -133,19 +133,25 @@ def send_run(api: AwsApi, queue: str, message: RunMessage, *, serial: bool = Fal
     """Puts an accepted run on a queue; durable when it returns.
 
     Args:
+        api: makes the call.
+        queue: URL of the queue of the run's privilege group.
+        message: the run.
         serial: no other run of its route is handed over before this one has ended.
 
     Raises:
         AwsError: it may not be there.
     """
-    body = {"QueueUrl": queue, "MessageBody": message.dumps()}
-    if queue.endswith(".fifo"):
-        once = f"{message.run_id} {message.route} {message.body_hash}"
-        body |= {
+    once = f"{message.run_id} {message.route} {message.body_hash}"
+    api.call(
+        "sqs",
+        "SendMessage",
+        {
+            "QueueUrl": queue,
+            "MessageBody": message.dumps(),
             "MessageGroupId": _digest(message.route if serial else message.run_id),
             "MessageDeduplicationId": _digest(once),
-        }
-    api.call("sqs", "SendMessage", body)
+        },
+    )
 
 
 def send_reports(api: AwsApi, queue: str, message: ReportMessage, what: str) -> None:

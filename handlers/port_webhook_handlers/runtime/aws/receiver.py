@@ -122,7 +122,7 @@ class LambdaExecutor:
         """The report is on its queue already."""
 
     async def fail_now(self, run_id: str, summary: str) -> None:
-        """Neither queue took it, and this function holds no credentials of Port."""
+        """Neither queue took it, and reporting is not this function's: an alarm watches the line."""
         self._log("failure not reported", run=run_id)
 
     async def answer(self, invocation: Invocation, seconds: float) -> Answer:
