@@ -23,6 +23,17 @@ _NAMES: Final = (
 )
 
 
+def trigger_token(name: str, secrets: Mapping[str, str], environment: Mapping[str, str]) -> str | None:
+    """The trigger token of a GitLab project, from the stack's secrets or the environment.
+
+    Args:
+        name: `<group>_<project>`. A message says these, so the agent's own secrets are nobody's token.
+        secrets: the stack's, by name.
+        environment: variables.
+    """
+    return None if name in _NAMES else secrets.get(name) or environment.get(name)
+
+
 class EnvironmentSecrets:
     """Reads as `SecretFile` does: `LiveSecrets` notices files that are replaced.
 

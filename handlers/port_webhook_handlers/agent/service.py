@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from port_webhook_handlers.agent.config import AgentConfig, AgentConfigError
 from port_webhook_handlers.agent.core import Agent, Sink
-from port_webhook_handlers.agent.credentials import KAFKA_PASSWORD
+from port_webhook_handlers.agent.credentials import KAFKA_PASSWORD, trigger_token
 from port_webhook_handlers.agent.destinations import AllowList, DestinationError, is_callable
 from port_webhook_handlers.agent.health import HealthServer
 from port_webhook_handlers.agent.mapping import load
@@ -241,7 +241,7 @@ class AgentService:
             rules,
             signing_secret,
             lambda: self._secrets.content.decryption,
-            secret=lambda name: self._secrets.content.secrets.get(name) or os.environ.get(name),
+            secret=lambda name: trigger_token(name, self._secrets.content.secrets, os.environ),
             gitlab_url=config.gitlab_url,
             official=config.signature == "official-agent",
             seconds=limits.attempt_seconds,

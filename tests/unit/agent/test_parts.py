@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from port_webhook_handlers.agent import config as configuration
 from port_webhook_handlers.agent.config import AgentConfigError
-from port_webhook_handlers.agent.credentials import EnvironmentSecrets
+from port_webhook_handlers.agent.credentials import EnvironmentSecrets, trigger_token
 from port_webhook_handlers.agent.environment import from_environment
 from port_webhook_handlers.agent.metrics import AgentMetrics
 from port_webhook_handlers.agent.watermark import Watermark
@@ -114,6 +114,14 @@ def test_secrets_of_a_container_come_from_variables_or_files(tmp_path: Path) -> 
     with pytest.raises(SecretFileError) as caught:
         EnvironmentSecrets({"PORT_CLIENT_ID": "id"}).read()
     assert "PORT_CLIENT_SECRET" in str(caught.value)
+
+
+def test_a_project_of_gitlab_cannot_be_named_like_a_secret_of_the_agent() -> None:
+    own = {"KAFKA_PASSWORD": "k", "PORT_CLIENT_SECRET": "s"}
+    assert [trigger_token(name, own, own) for name in own] == [None, None]
+    assert trigger_token("a_b_app", {**own, "a_b_app": "stored"}, {"a_b_app": "variable"}) == "stored"
+    assert trigger_token("a_b_app", own, {**own, "a_b_app": "variable"}) == "variable"
+    assert trigger_token("a_b_app", own, own) is None
 
 
 def test_metrics_are_cumulative_histograms_and_escaped_counters() -> None:
