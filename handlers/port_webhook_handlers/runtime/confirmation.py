@@ -57,7 +57,7 @@ class Confirmation:
         return _is_in_progress(reply, run_id, action)
 
     async def close(self) -> None:
-        """Ends calls that are under way."""
+        """Closes connections."""
         await self._calls.close()
 
 

@@ -36,7 +36,7 @@ class PortCalls(Protocol):
         ...
 
     async def close(self) -> None:
-        """Ends calls that are under way, and closes connections."""
+        """Closes connections, each after the call that it is used by; calls wait for no further attempt."""
         ...
 
 
