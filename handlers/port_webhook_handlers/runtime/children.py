@@ -102,7 +102,7 @@ class _Child(asyncio.Protocol):
         self.withdrawing = False
         self.settled_bytes = 0
         self.grown = False
-        self.succeeded = False
+        self.replaced = False
         self.late: _Job | None = None
         self.garbled: Exception | None = None
         self.output: asyncio.Task[None] | None = None
@@ -120,9 +120,9 @@ class _Child(asyncio.Protocol):
         return self.grown or self.runs >= _PREPARE_RUNS
 
     @property
-    def ended(self) -> bool:
+    def retired(self) -> bool:
         """Whether it gets no more requests."""
-        return self.runs >= _MAX_RUNS or (self.grown and self.succeeded)
+        return self.runs >= _MAX_RUNS or (self.grown and self.replaced)
 
     def measure(self) -> None:
         """Looks at how much it has grown since its first runs."""
@@ -395,7 +395,7 @@ class ChildPool:
         for child in self._alive:
             child.measure()
         for route in self._routes.values():
-            for child in [c for c in route.children if not c.jobs and (c.ended or c.idle_since < oldest)]:
+            for child in [c for c in route.children if not c.jobs and (c.retired or c.idle_since < oldest)]:
                 route.children.remove(child)
                 await self._kill(child)
         while self._idle and (len(self._idle) > _MAX_IDLE or self._idle[0].idle_since < oldest):
@@ -407,16 +407,18 @@ class ChildPool:
         spare, self._spare = self._spare, None
         if spare is not None:
             await asyncio.wait([spare])
-        for child in list(self._alive):
-            await self._kill(child)
-        self._idle.clear()
         if self._watching is not None:
             self._watching.cancel()
+        # One that is being started has to end as well, and one that ends gives back the requests it had not begun.
+        while self._alive or self._tasks:
+            for child in list(self._alive):
+                await self._kill(child)
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_WATCH_SECONDS)
+        self._idle.clear()
         for route in self._routes.values():
             while route.waiting:
                 route.waiting.popleft().end(None)
-        if self._tasks:
-            await asyncio.wait(self._tasks)
 
     # Shared children
 
@@ -441,7 +443,7 @@ class ChildPool:
 
     def _free(self, route: _Route) -> _Child | None:
         quick = route.seconds < _QUICK_SECONDS
-        usable = [child for child in route.children if not child.ended and not child.withdrawing]
+        usable = [child for child in route.children if not child.retired and not child.withdrawing]
         if not quick:
             return next((child for child in usable if not child.jobs), None)
         # More children than cores only cost more system calls.
@@ -501,7 +503,7 @@ class ChildPool:
             return
         # The newest first: it takes over from one that has done enough.
         for other in route.children:
-            other.succeeded = other.succeeded or other.old
+            other.replaced = other.replaced or other.old
         route.children.insert(0, child)
         self._assign_soon()
 
@@ -515,7 +517,7 @@ class ChildPool:
                 self._background(self._kill(child))
             return
         route.seconds = seconds if route.seconds >= 1 else 0.9 * route.seconds + 0.1 * min(seconds, 1)
-        if child.ended and not child.jobs and child in route.children:
+        if child.retired and not child.jobs and child in route.children:
             route.children.remove(child)
             self._background(self._kill(child))
         if route.waiting or child.runs == _PREPARE_RUNS or (child.old and not route.spawning):

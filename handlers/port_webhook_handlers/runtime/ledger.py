@@ -203,7 +203,8 @@ class Ledger:
         self._submitted = _Group()
         # Claims of one mode that were the first look all alike.
         self._new = {
-            mode: Claim(True, True, state, who, None, 0) for mode, (state, who) in self._states().items()
+            "sync": Claim(True, True, "running", owner, None, 0),
+            "async": Claim(True, True, "queued", None, None, 0),
         }
         self._answers_from = 0
         self._checkpointer: threading.Thread | None = None
@@ -233,7 +234,7 @@ class Ledger:
             # Another thread does it: nobody's claim should wait for it.
             connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.executescript(_SCHEMA)
-            connection.execute("INSERT OR IGNORE INTO owners(name) VALUES(?)", (self.owner,))
+            self._enter(connection)
             self._check_key(connection)
         except (OSError, sqlite3.Error) as error:
             if connection is not None:
@@ -340,9 +341,6 @@ class Ledger:
         row = (run_id, route, mode, mark, new.state, new.owner, sealed, None, now, now)
         self._group().claims.append(_Claim(row, claimed))
 
-    def _states(self) -> dict[str, tuple[str, str | None]]:
-        return {"sync": ("running", self.owner), "async": ("queued", None)}
-
     async def claim_many(self, claims: Sequence[tuple[str, str, bytes, bytes]]) -> list[bool]:
         """Claims many asynchronous runs at once, which costs a fraction of as many single claims.
 
@@ -365,12 +363,7 @@ class Ledger:
         ]
 
         def operation(connection: sqlite3.Connection) -> list[bool]:
-            try:
-                _insert_claims(connection, rows)
-            except sqlite3.IntegrityError:
-                # There is a repeat among them; one by one it is seen which.
-                return [connection.execute(_claim_once(), row).rowcount == 1 for row in rows]
-            return [True] * len(rows)
+            return _claim_rows(connection, rows)
 
         return await self._submit(operation, single=False)
 
@@ -689,6 +682,16 @@ class Ledger:
 
     # The writer
 
+    def _enter(self, connection: sqlite3.Connection) -> None:
+        """Enters this process among the owners, and those that an earlier version of the ledger did not enter."""
+        if connection.execute("SELECT 1 FROM owners").fetchone() is None:
+            connection.execute(
+                "INSERT OR IGNORE INTO owners(name) SELECT DISTINCT owner FROM runs WHERE owner IS NOT NULL"
+            )
+        # A server of that version may still be at work; it has no run yet perhaps, but a process for them.
+        connection.execute("INSERT OR IGNORE INTO owners(name) SELECT owner FROM children")
+        connection.execute("INSERT OR IGNORE INTO owners(name) VALUES(?)", (self.owner,))
+
     def _check_key(self, connection: sqlite3.Connection) -> None:
         """Ends what an earlier key encrypted: nobody can run or answer it any more."""
         from cryptography.exceptions import InvalidTag
@@ -857,15 +860,6 @@ def _in_bulk(
         connection.execute(statement(len(chunk)), tuple(itertools.chain.from_iterable(chunk)))
 
 
-def _insert_claims(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Claims many places.
-
-    Raises:
-        sqlite3.IntegrityError: one is taken; none of its statement was claimed, of other statements perhaps some.
-    """
-    _in_bulk(connection, _claims, rows)
-
-
 def _first_since(connection: sqlite3.Connection, since: float, start: int) -> int:
     """The row, from `start` on, before which all rows arrived before a time."""
     row = connection.execute(
@@ -877,7 +871,10 @@ def _first_since(connection: sqlite3.Connection, since: float, start: int) -> in
 
 
 def _execute(connection: sqlite3.Connection, group: _Group, owner: str, now: float) -> None:
-    """Executes and commits what was asked at the same time: claims, then the rest in order, then answers."""
+    """Executes and commits what was asked at the same time.
+
+    Claims come first and answers last; reports are among the others, which come before the steps that end a run.
+    """
     claims, answers = group.claims, group.answers
     if group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)):
         # One statement is a transaction of its own.
@@ -890,7 +887,9 @@ def _execute(connection: sqlite3.Connection, group: _Group, owner: str, now: flo
             return
     connection.execute("BEGIN IMMEDIATE")
     if claims:
-        _claim_all(connection, claims)
+        for claim, new in zip(claims, _claim_rows(connection, [claim.row for claim in claims]), strict=True):
+            if not new:
+                claim.result = connection.execute(_LOOKUP, (claim.row[0],)).fetchone()
     for operation in group.others:
         _apply(connection, operation)
     for start in range(0, len(group.starts), _BULK_ROWS):
@@ -958,17 +957,19 @@ def _among(statement: str, count: int) -> str:
     return statement.format(",".join("?" * count))
 
 
-def _claim_all(connection: sqlite3.Connection, claims: Sequence[_Claim]) -> None:
+def _claim_rows(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
+    """Claims many places; for each, whether it was free."""
     connection.execute("SAVEPOINT claims")
     try:
-        _insert_claims(connection, [claim.row for claim in claims])
+        _in_bulk(connection, _claims, rows)
     except sqlite3.IntegrityError:
         # There is a repeat among them; one by one it is seen which.
         connection.execute("ROLLBACK TO claims")
-        for claim in claims:
-            if connection.execute(_claim_once(), claim.row).rowcount != 1:
-                claim.result = connection.execute(_LOOKUP, (claim.row[0],)).fetchone()
+        free = [connection.execute(_claim_once(), row).rowcount == 1 for row in rows]
+    else:
+        free = [True] * len(rows)
     connection.execute("RELEASE claims")
+    return free
 
 
 def _apply(connection: sqlite3.Connection, operation: _Operation) -> None:

@@ -190,6 +190,31 @@ def test_children_that_are_idle_make_room_for_other_routes(tmp_path: Path) -> No
     run(tmp_path, scenario)
 
 
+def test_what_is_being_started_ends_with_the_pool(tmp_path: Path) -> None:
+    started: list[str] = []
+    ended: list[str] = []
+
+    async def scenario(b: Bench) -> None:
+        async def spawned(name: str) -> None:
+            started.append(name)
+
+        b.pool._on_spawn, b.pool._on_end = spawned, ended.append
+        asked = [asyncio.ensure_future(b.ask_as(f"route_{number}")) for number in range(4)]
+        # They are somewhere between a request and a process.
+        await asyncio.sleep(0.03)
+        async with asyncio.timeout(20):
+            await b.pool.close()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(
+            isinstance(item, NotStartedError) or (isinstance(item, Outcome) and item.interrupted)
+            for item in outcomes
+        )
+        assert sorted(started) == sorted(ended)
+        assert started
+
+    run(tmp_path, scenario)
+
+
 def test_children_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "_PREPARE_RUNS", 80)
     monkeypatch.setattr(children, "_MAX_RUNS", 120)

@@ -700,8 +700,35 @@ def test_many_claims_at_once_tell_which_were_new(tmp_path: Path) -> None:
     async def scenario(ledger: Ledger) -> None:
         assert await ledger.claim_many([("a", "r", b"h", b""), ("b", "r", b"h", b"")]) == [True, True]
         assert await ledger.claim_many([("b", "r", b"h", b""), ("c", "r", b"h", b"")]) == [False, True]
+        many = [(f"m_{number}", "r", b"h", b"") for number in range(200)]
+        assert await ledger.claim_many([*many, ("a", "r", b"h", b"")]) == [True] * 200 + [False]
 
     run(tmp_path / "ledger.db", scenario)
+
+
+def test_owners_that_an_earlier_version_did_not_enter_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def first(ledger: Ledger) -> None:
+        await ledger.claim("r_1", "r", "sync", b"h", b"")
+
+    run(path, first)
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE owners")
+    connection.execute("INSERT INTO children(name, owner) VALUES('7:7.0', '7:1.0:owner')")
+    connection.commit()
+    connection.close()
+
+    async def main() -> None:
+        ledger = Ledger(path, KEY, "9:1.0:owner")
+        ledger.open()
+        asked: list[str] = []
+        (found,) = await ledger.orphans(lambda owner: asked.append(owner) is not None)
+        assert found.run_id == "r_1"
+        assert sorted(asked) == ["1:1.0:owner", "7:1.0:owner"]
+        await ledger.close()
+
+    asyncio.run(main())
 
 
 def test_a_process_that_has_left_nothing_is_asked_about_no_more(tmp_path: Path) -> None:
