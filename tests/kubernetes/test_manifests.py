@@ -270,6 +270,10 @@ def test_the_dispatcher_may_only_take_a_pods_gate_away(plane: ControlPlane, appl
             ("strategic-merge", {"spec": {**ungate["spec"], "containers": image}}, 422),
             ("strategic-merge", {"metadata": {"labels": {"a": "b"}}, **ungate}, 422),
             ("merge", {"metadata": {"annotations": {"a": "b"}}}, 422),
+            ("merge", {"metadata": {"annotations": {"a": "b"}}, **ungate}, 422),
+            ("merge", {"metadata": {"finalizers": ["a.example.com/b"]}, **ungate}, 422),
+            ("strategic-merge", {"spec": {**ungate["spec"], "tolerations": [{"operator": "Exists"}]}}, 422),
+            ("merge", {"spec": {**ungate["spec"], "nodeSelector": {"a": "b"}}}, 422),
             ("merge", ungate, 200),
         ):
             answer = session.patch(

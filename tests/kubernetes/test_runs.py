@@ -216,7 +216,10 @@ def test_handlers_end_as_they_do_everywhere(stack: Stack, started: dict[str, str
     status, summary, starts = ENDS[route]
     run = stack.port.finished(started[route], WAIT)
     assert (run["status"], summary in run["summary"]) == (status, True), run["summary"]
-    assert stack.kubelet.starts[names.run_name(started[route])] == starts
+    name = names.run_name(started[route])
+    assert stack.kubelet.starts[name] == starts
+    # What a handler refuses is a result: a dead letter is a run without one.
+    assert name not in {item["metadata"]["name"] for item in stack.secrets(f"{names.DEAD_LABEL}=true")}
     assert "handler-token" not in json.dumps(stack.port.logs(started[route]))
 
 
@@ -226,3 +229,5 @@ def test_a_job_that_dies_without_a_result_is_reported(
 ) -> None:
     run = stack.port.finished(started[death], WAIT)
     assert (run["status"], DEATHS[death] in run["summary"]) == ("FAILURE", True), run["summary"]
+    dead = {item["metadata"]["name"] for item in stack.secrets(f"{names.DEAD_LABEL}=true")}
+    assert names.run_name(started[death]) in dead

@@ -16,11 +16,10 @@ from typing import Any
 import yaml
 
 from port_webhook_handlers.bundle import build
-from port_webhook_handlers.runtime import manifest as manifests
-from port_webhook_handlers.runtime.config import Limits
+from port_webhook_handlers.port.regions import API_BASE_URLS
 from port_webhook_stack.kubernetes import jobs
 from port_webhook_stack.kubernetes.plan import Plan
-from port_webhook_stack.kubernetes.shards import shards
+from port_webhook_stack.kubernetes.stack import assemble
 from port_webhook_stack.listener import kubernetes as listener
 from port_webhook_stack.secrets_store import kubernetes as secrets_store
 from port_webhook_stack.settings import Settings, parse
@@ -47,19 +46,10 @@ def plan_of(settings: Settings, work: Path) -> Plan:
     """
     if settings.kubernetes is None:
         raise SystemExit(f"stack {settings.stack} has not target kubernetes")
-    bundle = build(
-        [settings.project / name if name.endswith(".py") else name for name in settings.handlers], work
-    )
-    return Plan(
-        stack=settings.stack,
-        settings=settings.kubernetes,
-        routes=manifests.load(bundle.path)[0].routes,
-        digest=bundle.digest,
-        shards=shards(bundle),
-        port_base_url=settings.base_url or "https://api.getport.io",
-        limits=Limits(sync_deadline_seconds=settings.listener.sync_deadline_seconds),
-        handler_settings=settings.handler_settings,
-    )
+    handlers = [settings.project / name if name.endswith(".py") else name for name in settings.handlers]
+    bundle = build(handlers, work, settings.handler_settings)
+    base_url = API_BASE_URLS.get(settings.region or "", settings.base_url or API_BASE_URLS["eu"])
+    return assemble(settings, settings.kubernetes, bundle, base_url)
 
 
 def render(plan: Plan) -> list[dict[str, Any]]:

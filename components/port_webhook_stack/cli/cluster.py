@@ -223,7 +223,8 @@ def end_former(cluster: Cluster) -> bool:
     Raises:
         ClusterError: kubectl failed.
     """
-    found = bool(previous(cluster))
+    # Not what is in it: this is also the way out when that cannot be read.
+    found = _secret(cluster, cluster.namespace, names.FORMER_SIGNING) is not None
     for namespace in (cluster.namespace, cluster.runs_namespace):
         cluster.ask("delete", "secret", names.FORMER_SIGNING, "--namespace", namespace, "--ignore-not-found")
     return found
@@ -233,10 +234,16 @@ def previous(cluster: Cluster) -> list[dict[str, Any]]:
     """What former rotations replaced, each with its end.
 
     Raises:
-        ClusterError: kubectl failed.
+        ClusterError: kubectl failed, or somebody else changed the Secret.
     """
     stored = _secret(cluster, cluster.namespace, names.FORMER_SIGNING)
-    found: list[dict[str, Any]] = json.loads(_value(stored, names.PREVIOUS_FILE)) if stored else []
+    try:
+        found: list[dict[str, Any]] = json.loads(_value(stored, names.PREVIOUS_FILE)) if stored else []
+    except (KeyError, ValueError):
+        raise ClusterError(
+            f"Secret {names.FORMER_SIGNING} in {cluster.namespace} cannot be read: end the overlap with "
+            "`port-webhook rotate-secret --retire`"
+        ) from None
     return found
 
 

@@ -128,8 +128,9 @@ def _redrive(
                 failed += 1
                 fail(f"{run_id}: {error}" + _hint(letter.body))
                 continue
-            forget(letter)
+            # First, because it runs now whether or not its letter can be taken away.
             note(f"{run_id} → {begun['id']}  {letter.route}  {begun['status']}")
+            forget(letter)
     if failed:
         raise typer.Exit(1)
 

@@ -123,11 +123,15 @@ _CLAIM_RULES = (
     (f"oldObject.type == '{names.RUN_TYPE}'", "the dispatcher may only change and delete Secrets of runs"),
 )
 
-
+# What of a Pod can be changed besides its images, and says where it runs or what others do with it.
+_FIXED_IN_PODS = (
+    "metadata.?labels", "metadata.?annotations", "metadata.?finalizers", "metadata.?ownerReferences",
+    "spec.?tolerations", "spec.?nodeSelector", "spec.?affinity",
+)  # fmt: skip
 _POD_RULES = (
     (
-        "object.metadata.labels == oldObject.metadata.labels"
-        " && object.spec.containers.map(c, c.image) == oldObject.spec.containers.map(c, c.image)"
+        " && ".join(f"object.{part} == oldObject.{part}" for part in _FIXED_IN_PODS)
+        + " && object.spec.containers.map(c, c.image) == oldObject.spec.containers.map(c, c.image)"
         " && !has(object.spec.schedulingGates)",
         "the dispatcher may only take a run's Pod's gate away",
     ),

@@ -88,7 +88,9 @@ class Plan:
         for name, declared in sorted(self.permissions.items()):
             route = self.routes[name]
             if (route.privilege_group, route.mode) == (group, mode):
-                found += [rule for rule in declared if rule not in found]
+                for rule in declared:
+                    if rule not in found:
+                        found.append(rule)
         return found
 
     def token(self, group: str) -> bool:

@@ -20,7 +20,7 @@ from port_webhook_stack.errors import SettingsError
 from port_webhook_stack.kubernetes import access, dependencies, jobs, reachable
 from port_webhook_stack.kubernetes.plan import Plan
 from port_webhook_stack.kubernetes.register import Registrar, provider
-from port_webhook_stack.kubernetes.settings import KEY
+from port_webhook_stack.kubernetes.settings import KEY, KubernetesSettings
 from port_webhook_stack.kubernetes.shards import shards
 from port_webhook_stack.listener.kubernetes import KubernetesListener, namespaces
 from port_webhook_stack.secrets_store.kubernetes import KubernetesSecretsStore
@@ -55,14 +55,30 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
             "Use eu or us with an organisation for trying things, or target local",
         )
     dependencies.check(bundle.path, bundle.routes, target)
-    routes = manifests.load(bundle.path)[0].routes
-    found = Plan(
+    found = assemble(settings, target, bundle, base)
+    _check(settings, found)
+    return found
+
+
+def assemble(settings: Settings, target: KubernetesSettings, bundle: Bundle, base_url: str) -> Plan:
+    """What settings and bundle say, unchecked.
+
+    Args:
+        settings: of the stack.
+        target: those of the cluster.
+        bundle: the handlers.
+        base_url: of Port's API.
+
+    Raises:
+        StackError: the bundle does not fit into ConfigMaps.
+    """
+    return Plan(
         stack=settings.stack,
         settings=target,
-        routes=routes,
+        routes=manifests.load(bundle.path)[0].routes,
         digest=bundle.digest,
         shards=shards(bundle),
-        port_base_url=base,
+        port_base_url=base_url,
         limits=Limits(
             sync_deadline_seconds=settings.listener.sync_deadline_seconds,
             tolerance_seconds=settings.listener.tolerance_seconds,
@@ -72,8 +88,6 @@ def plan(settings: Settings, bundle: Bundle) -> Plan:
         handler_settings=settings.handler_settings,
         permissions=bundle.kubernetes_permissions,
     )
-    _check(settings, found)
-    return found
 
 
 def deploy(

@@ -109,6 +109,11 @@ def test_a_job_has_ended_with_its_pods_or_after_a_while() -> None:
             301,
             "0/3 nodes",
         ),
+        (
+            [pod(conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}])],
+            301,
+            "was not let start",
+        ),
     ],
 )
 def test_a_job_that_cannot_start_is_found(pods: list[dict[str, Any]], age: float, part: str | None) -> None:

@@ -259,7 +259,10 @@ class Dispatcher:
                 # What a former process had read but Port had not taken.
                 log = self._pod_logs(run)
                 log.finish()
-                await log.read()
+                try:
+                    await log.read()
+                finally:
+                    log.drop()
             if run.stored.state != stored.ENDED:
                 text = json.dumps(outcome, separators=(",", ":"))
                 dead = {names.DEAD_LABEL: "true"} if run.dead else {}
@@ -344,6 +347,10 @@ class Dispatcher:
                 run.changed.clear()
                 try:
                     await self._let_start(run)
+                except ApiServerError as error:
+                    # Its end is looked for nevertheless: a Pod that never starts must not keep the run open.
+                    self._log("pod not let start yet", run=run_id, error=str(error))
+                try:
                     outcome = await self._ended(run)
                 except ApiServerError as error:
                     self._log("run not looked at", run=run_id, error=str(error))
@@ -362,9 +369,12 @@ class Dispatcher:
     async def _let_start(self, run: _Run) -> None:
         """Takes the gate away from the one Pod that may execute the run now, after that is recorded."""
         route = self._routes.get(run.stored.route)
-        if route is None:
+        claim = self._stored.get(run.stored.name)
+        # Record and version of one reading: what another dispatcher recorded meanwhile is either seen, or refuses ours.
+        recorded = None if claim is None else stored.parse(claim)
+        if route is None or claim is None or recorded is None:
             return
-        let = run.stored.pods
+        let = recorded.pods
         pod = jobs.startable(
             self._pods_of(run.stored.name),
             let,
@@ -375,17 +385,11 @@ class Dispatcher:
             return
         uid = pod["metadata"]["uid"]
         if uid not in let:
-            secret = self._stored.get(run.stored.name)
-            if secret is None:
-                return
-            pods = (*let, uid)
-            # With the version that was read: should another dispatcher be at work, one of the two is refused.
             await self._patch(
                 run,
-                annotations={names.PODS_ANNOTATION: ",".join(pods)},
-                version=secret["metadata"]["resourceVersion"],
+                annotations={names.PODS_ANNOTATION: ",".join((*let, uid))},
+                version=claim["metadata"]["resourceVersion"],
             )
-            run.stored = dataclasses.replace(run.stored, pods=pods)
         path = f"{self._pods_path}/{pod['metadata']['name']}"
         body = {"metadata": {"uid": uid}, "spec": {"schedulingGates": None}}
         await self._call("PATCH", path, body, content_type=MERGE_PATCH)
@@ -495,8 +499,9 @@ class Dispatcher:
         try:
             await self._call("PATCH", path, {"metadata": metadata}, content_type=MERGE_PATCH)
         except ApiServerError as error:
-            # Somebody deleted the claim; the run is still brought to its end.
-            if error.status not in (404, 422) and "Precondition failed" not in str(error):
+            # Somebody deleted the claim; the run is still brought to its end, but nothing is started without a record.
+            gone = error.status in (404, 422) or "Precondition failed" in str(error)
+            if not gone or version is not None:
                 raise
             self._log("claim of the run is gone", run=run.stored.run_id, error=str(error))
         if state is not None:

@@ -33,7 +33,7 @@ from port_webhook_handlers.runtime.kubernetes.mounted import MountedSecrets
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Route
 from port_webhook_handlers.runtime.redact import Redactor
-from port_webhook_handlers.runtime.secret_file import SecretFileError, StoredSecrets
+from port_webhook_handlers.runtime.secret_file import LiveSecrets, SecretFileError, StoredSecrets
 
 MAX_MESSAGE_BYTES: Final = 4096
 """What the kubelet keeps of a termination message."""
@@ -146,16 +146,15 @@ def _secrets(root: Path, route: Route) -> StoredSecrets:
     if not route.secrets and not route.encrypted_inputs:
         return StoredSecrets()
     try:
-        content = MountedSecrets.below(root).read()
+        # As in a listener: inputs that were encrypted before a rotation may be read after it.
+        content = LiveSecrets(MountedSecrets.below(root)).content
     except SecretFileError as error:
         raise JobError(f"The handler's secrets cannot be read: {error}") from error
     if missing := [name for name in route.secrets if name not in content.secrets]:
         raise JobError(
             f"The handler declares the secret {missing[0]}, which its Secret does not hold; deploy the stack again."
         )
-    # Inputs that were encrypted before a rotation may be read after it.
-    former = (item.value for item in content.previous if item.value not in content.decryption)
-    return dataclasses.replace(content, decryption=(*content.decryption, *former))
+    return content
 
 
 async def _run(root: Path, bundle: Path) -> int:

@@ -168,6 +168,11 @@ def stuck(job: Manifest, pods: Sequence[Manifest], now: float, seconds: float) -
             return f"The run could not be started: {waiting['reason']}: {waiting.get('message', '')}"[:2000]
         for item in pod.get("status", {}).get("conditions") or ():
             if item.get("type") == "PodScheduled" and item.get("status") == "False" and age > seconds:
+                if item.get("reason") == "SchedulingGated":
+                    return (
+                        "The run could not be started: its Pod was not let start, because its action is not deployed "
+                        "any more or the API server refused it; see the dispatcher's log."
+                    )
                 return f"The run could not be started: no node takes its Pod: {item.get('message', '')}"[
                     :2000
                 ]

@@ -33,7 +33,7 @@ class MountedSecrets:
         """The content.
 
         Raises:
-            SecretFileError: missing, or not a secrets store.
+            SecretFileError: missing, or not a secrets store; or what a rotation replaced is there, but unreadable.
         """
         try:
             body = json.loads(self.path.read_bytes())
@@ -42,7 +42,7 @@ class MountedSecrets:
                 f"secrets store {self.path.name}: cannot be read ({type(error).__name__}); "
                 "the Secret needs that key, with the secrets store as JSON"
             ) from None
-        if isinstance(body, dict) and (previous := self._previous()):
+        if isinstance(body, dict) and (previous := self._previous()) is not None:
             body["previous"] = previous
         return StoredSecrets.from_json(body)
 
@@ -60,8 +60,13 @@ class MountedSecrets:
             return None
         try:
             return json.loads(self.previous.read_bytes())
-        except (OSError, ValueError):
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            raise SecretFileError(
+                f"secrets store {self.previous.name}: cannot be read ({type(error).__name__}); "
+                "end the overlap with `port-webhook rotate-secret --retire`"
+            ) from None
 
 
 def _status(path: Path) -> tuple[int, int, int] | None:
