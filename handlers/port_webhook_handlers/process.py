@@ -106,7 +106,7 @@ def _wait(processes: Sequence[psutil.Process], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     left = list(processes)
     while True:
-        left = [process for process in left if _runs(process)]
+        left = [process for process in left if runs(process)]
         if not left or time.monotonic() >= deadline:
             break
         time.sleep(_POLL_SECONDS)
@@ -114,7 +114,8 @@ def _wait(processes: Sequence[psutil.Process], seconds: float) -> None:
     psutil.wait_procs([process for process in processes if process not in left], timeout=0)
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
+    """Whether it has not ended; a zombie has."""
     import psutil
 
     try:

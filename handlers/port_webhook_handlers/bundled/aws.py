@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from port_webhook_handlers.bundled.options import Options
 from port_webhook_handlers.sdk import SettingError
-
-T = TypeVar("T")
 
 _TOKEN_FILE: Final = "/var/run/secrets/eks.amazonaws.com/serviceaccount/token"  # noqa: S105 - a path
 
@@ -123,6 +121,8 @@ class AwsAccess:
             raise SettingError(
                 f"aws.token_file: {self.token_file} cannot be read: {error.strerror}"
             ) from None
+        except UnicodeDecodeError:
+            raise SettingError(f"aws.token_file: {self.token_file} holds no token; correct it") from None
         sts = make("sts", config=config.merge(Config(signature_version=UNSIGNED)))
         try:
             found = sts.assume_role_with_web_identity(
@@ -139,10 +139,12 @@ class AwsAccess:
 
 def refused(error: Exception) -> AwsRefusedError:
     """What an error of boto3 means; one that is none of it is raised again."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, BotoCoreError):
-        return AwsRefusedError(f"AWS cannot be used: {error}", passing=True)
+        # The others are about what is asked, or as whom: they do not pass by themselves.
+        unanswered = isinstance(error, ConnectionError | HTTPClientError)
+        return AwsRefusedError(f"AWS cannot be used: {error}", passing=unanswered)
     if not isinstance(error, ClientError):
         raise error
     said = error.response.get("Error", {})
@@ -153,18 +155,3 @@ def refused(error: Exception) -> AwsRefusedError:
         code=code,
         passing=status >= 500 or "Throttl" in code,
     )
-
-
-def look(call: Callable[[], T]) -> T | None:
-    """The answer of a call that only reads; None if the same call may succeed later.
-
-    Raises:
-        AwsRefusedError: it was refused.
-    """
-    try:
-        return call()
-    except Exception as error:  # noqa: BLE001 - what is none of AWS's goes on
-        problem = refused(error)
-        if not problem.passing:
-            raise problem from None
-        return None

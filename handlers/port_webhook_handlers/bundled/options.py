@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from port_webhook_handlers.sdk import SettingError
+from port_webhook_handlers.sdk import Run, SettingError
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 
@@ -104,6 +105,29 @@ class Options:
     def _take(self, key: str, default: Any) -> Any:
         self._taken.add(key)
         return self._values.get(key, default)
+
+
+def own(run: Run, keys: Sequence[str]) -> Options:
+    """The settings that a handler has at the top.
+
+    Args:
+        run: whose action the errors name, because several handlers may read the same keys.
+        keys: all that it knows; those of every handler stand beside them, so that others are no mistake.
+    """
+    return Options({key: run.settings[key] for key in keys if key in run.settings}, run.action)
+
+
+def folders(settings: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Folders of the stack's state and of the project.
+
+    Raises:
+        SettingError: the listener gives no folder.
+    """
+    state = settings.get("state_dir")
+    if not isinstance(state, str) or not Path(state).is_absolute():
+        raise SettingError("state_dir: the listener gives no folder for the state; start it with one")
+    # The state of a stack is <project>/.state/<stack>.
+    return Path(state), Path(settings.get("project_dir", str(Path(state).parent.parent)))
 
 
 def entry(settings: Mapping[str, Any], section: str, name: str, remedy: str) -> Options:

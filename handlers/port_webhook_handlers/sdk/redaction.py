@@ -18,9 +18,6 @@ class Redactor:
     """
 
     def __init__(self, values: Iterable[str]) -> None:
-        self._values: list[str] = []
-        if not values:
-            return
         parts = {part.strip() for value in values for part in (value, *value.splitlines())}
         self._values = sorted((part for part in parts if len(part) >= _SHORTEST), key=len, reverse=True)
 

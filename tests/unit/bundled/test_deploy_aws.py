@@ -445,6 +445,8 @@ def test_a_role_is_taken_with_a_token(aws: Aws, service: Any, tmp_path: Path) ->
     outcome = deploy(aws, "ecs", ECS | {"service": "basket"}, "1.1.0", settings={"aws": access})
     assert "does not exist in ECS" in failure(outcome)
     assert "signature" not in json.dumps(outcome.messages)
+    token.write_bytes(b"\xff\xfe")
+    assert "holds no token" in failure(deploy(aws, "ecs", ECS, "1.1.0", settings={"aws": access}))
     token.unlink()
     assert failure(deploy(aws, "ecs", ECS, "1.1.0", settings={"aws": access})).startswith("aws.token_file: ")
 

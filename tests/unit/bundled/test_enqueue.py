@@ -148,6 +148,16 @@ def test_sqs_that_fails(aws: dict[str, Any], tmp_path: Path, monkeypatch: pytest
     assert failure(hand_over(sqs.enqueue_on_sqs, queue_url=url)).startswith("enqueue_on_sqs.region: must be")
 
 
+def test_sqs_that_does_not_answer_is_asked_again(
+    aws: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    nobody = aws | {"endpoint": "http://127.0.0.1:1"}
+    outcome = hand_over(sqs.enqueue_on_sqs, queue_url="http://127.0.0.1:1/123456789012/tasks", **nobody)
+    assert outcome.retryable
+    assert "SQS cannot take the message now: AWS cannot be used" in str(outcome.result.summary)
+
+
 def test_sqs_may_send_to_its_queue() -> None:
     handler = handler_of(sqs.enqueue_on_sqs)
     url = "https://sqs.eu-west-1.amazonaws.com/123456789012/tasks.fifo"

@@ -208,6 +208,13 @@ def test_a_wrong_password_is_not_shown(smtp: SmtpServer, pem: Path) -> None:
     assert "another-secret" not in json.dumps(outcome.messages)
 
 
+def test_a_password_that_smtp_cannot_send_is_not_shown(smtp: SmtpServer, pem: Path) -> None:
+    outcome = send(smtp, pem, password="another-secrét")
+    assert failure(outcome).startswith(f"notify_by_mail.user: it and secret {mail.PASSWORD} must be ASCII")
+    assert "é" not in json.dumps(outcome.messages, ensure_ascii=False)
+    assert smtp.mails == []
+
+
 def test_a_server_that_cannot_be_trusted_gets_nothing(smtp: SmtpServer, pem: Path) -> None:
     assert "cannot be used" in failure(send(smtp, pem, ca_file=""))
     assert smtp.mails == []

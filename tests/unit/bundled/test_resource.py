@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,6 +20,7 @@ import pytest
 from tests.unit.bundled.services import failure
 from tests.unit.bundled.smtp_server import PASSWORD, USER, SmtpServer, certificate
 
+from port_webhook_handlers.bundled import resource
 from port_webhook_handlers.bundled.expire import expire_resource
 from port_webhook_handlers.bundled.notify import mail
 from port_webhook_handlers.bundled.resource import create_resource, delete_resource
@@ -124,6 +127,19 @@ def test_a_resource_is_created_and_deleted(project: Path) -> None:
     assert statuses(outcome) == ["Deleting", "deleted"]
     assert not (project / "cloud" / "logs").exists()
     assert isinstance(create(project).result, Success), "the identifier is free again"
+
+
+def test_a_record_that_cannot_be_written_keeps_no_identifier(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(value: Any, file: Any) -> None:
+        file.write("{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(resource, "json", SimpleNamespace(dump=full))
+        assert "No space left on device; make room" in failure(create(project))
+    assert isinstance(create(project).result, Success)
 
 
 @pytest.mark.parametrize(
@@ -259,10 +275,12 @@ def smtp(pem: Path) -> Iterator[SmtpServer]:
     server.close()
 
 
-def expire(project: Path, smtp: SmtpServer, pem: Path, **properties: Any) -> Invocation:
+def expire(
+    project: Path, smtp: SmtpServer, pem: Path, host: str | None = "127.0.0.1", **properties: Any
+) -> Invocation:
     entity = {"identifier": "logs", "blueprint": "resource", "properties": {"kind": "bucket", **properties}}
     server = {
-        "server": "127.0.0.1",
+        "server": host,
         "port": smtp.port,
         "ca_file": str(pem),
         "user": USER,
@@ -302,4 +320,17 @@ def test_an_owner_learns_that_it_could_not_be_deleted(project: Path, smtp: SmtpS
     outcome = expire(project, smtp, pem, owner="ann@example.com")
     assert isinstance(outcome.result, Failure)
     assert "quota exceeded" in outcome.result.summary
-    assert smtp.mails[0][1]["Subject"] == "Resource logs could not be deleted"
+    assert ".." not in outcome.result.summary
+    ((_, message),) = smtp.mails
+    assert message["Subject"] == "Resource logs could not be deleted"
+    content = message.get_payload(decode=True)
+    assert isinstance(content, bytes)
+    assert content.decode().endswith("quota exceeded. The resource may still be there.")
+
+
+def test_settings_that_are_missing_are_named_where_they_are_missing(
+    project: Path, smtp: SmtpServer, pem: Path
+) -> None:
+    create(project)
+    outcome = expire(project, smtp, pem, host=None, owner="ann@example.com")
+    assert "expire_resource.server: must be a text" in str(outcome.result.summary)

@@ -34,6 +34,12 @@ def look(state: Path, **inputs: Any) -> Invocation:
     return invoke(what_runs_where, inputs=inputs, settings=settings(state))
 
 
+def seen(state: Path, **inputs: Any) -> Any:
+    response = look(state, **inputs).result.response
+    assert response is not None
+    return response["services"]["cart"]
+
+
 def test_scaling_restarting_and_the_next_version(state: Path) -> None:
     identifier = deploy(state).entities[0]["body"]["identifier"]
     (first,) = running(state)
@@ -45,8 +51,7 @@ def test_scaling_restarting_and_the_next_version(state: Path) -> None:
     assert three[0] == first
     assert [version_at(live) for live in three] == ["1.0.0"] * 3
 
-    response = look(state).result.response
-    assert response["services"]["cart"] == {
+    assert seen(state) == {
         "version": "1.0.0",
         "revision": first.revision,
         "replicas": 3,
@@ -54,7 +59,7 @@ def test_scaling_restarting_and_the_next_version(state: Path) -> None:
         "url": f"http://127.0.0.1:{first.port}",
     }
     os.kill(three[2].pid, signal.SIGKILL)
-    assert look(state, service="cart").result.response["services"]["cart"]["healthy"] == 2
+    assert seen(state, service="cart")["healthy"] == 2
 
     outcome = restart(state)
     assert isinstance(outcome.result, Success)
@@ -112,8 +117,7 @@ def test_a_state_that_cannot_be_read_is_an_error_of_that_service(state: Path) ->
     deploy(state)
     (spec,) = (state / "deployments").rglob("spec.json")
     spec.unlink()
-    response = look(state).result.response
-    assert response["services"]["cart"]["error"].startswith("how version 1.0.0 was started is not known")
+    assert seen(state)["error"].startswith("how version 1.0.0 was started is not known")
 
 
 def test_an_unknown_target_is_named(state: Path) -> None:

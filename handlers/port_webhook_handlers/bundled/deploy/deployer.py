@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -141,6 +143,16 @@ class Deployer(Protocol):
 
     def state(self, service: str) -> ServiceState | None:
         """What runs; None if the service was never deployed."""
+
+
+def plain(version: str) -> str:
+    """A version as a part of entities' identifiers, which hold fewer characters."""
+    return re.sub(r"[^A-Za-z0-9.-]", "_", version)[:60]
+
+
+def new_revision(version: str) -> str:
+    """A name that no other deployment has, where the target gives none itself."""
+    return f"{plain(version)}-{secrets.token_hex(4)}"
 
 
 def _texts(values: Any) -> bool:

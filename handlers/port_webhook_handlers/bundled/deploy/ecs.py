@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from port_webhook_handlers.bundled.aws import AwsAccess, AwsRefusedError, look, refused
+from port_webhook_handlers.bundled.aws import refused
+from port_webhook_handlers.bundled.deploy.aws_deployer import AwsDeployer, look
 from port_webhook_handlers.bundled.deploy.deployer import Deployment, DeploymentError, Report, ServiceState
 from port_webhook_handlers.bundled.deploy.rollout import ReplacedError, Watch
 from port_webhook_handlers.bundled.deploy.settings import (
-    part_of,
+    ContainerPlace,
+    image_of,
     service_options,
     version_in,
     with_version,
@@ -25,31 +27,22 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _DEFINITION: Final = re.compile(r"[A-Za-z0-9_-]{1,255}(:\d+)?")
 
 Description = Mapping[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class EcsService:
+class EcsService(ContainerPlace):
     """One service of ECS.
 
     Attributes:
-        service: identifier of the service entity.
         cluster, name: of the service in ECS.
-        container: whose image is set; None: the only one.
-        image: template of the image.
         task_definition: family, or family and revision, that is copied; None: what the service runs.
         roles: ARNs of the roles that its tasks take, for permissions.
-        url: template of the service's address; None if it has none.
     """
 
-    service: str
     cluster: str
     name: str
-    container: str | None
-    image: str
     task_definition: str | None
     roles: tuple[str, ...]
-    url: str | None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], service: str) -> EcsService:
@@ -65,7 +58,7 @@ class EcsService:
             cluster=options.text("cluster"),
             name=options.text("service", service),
             container=options.text("container", "") or None,
-            image=options.text("image"),
+            image=image_of(options),
             task_definition=definition,
             roles=options.texts("roles", ()),
             url=options.text("url", "") or None,
@@ -76,8 +69,6 @@ class EcsService:
                 raise options.error(key, "must be a name of ECS (no ARN): letters, digits, - and _")
         if definition is not None and not _DEFINITION.fullmatch(definition):
             raise options.error("task_definition", "must be a family, such as cart, or a revision, cart:12")
-        if "{version}" not in found.image:
-            raise options.error("image", "must hold {version}, such as registry.example.com/cart:{version}")
         return found
 
     @property
@@ -85,37 +76,22 @@ class EcsService:
         """How calls name it."""
         return {"cluster": self.cluster, "service": self.name}
 
-    def address(self, version: str) -> str | None:
-        """Where a version answers."""
-        return None if self.url is None else with_version(self.url, version)
 
-
-class EcsDeployer:
-    """Changes services; see `Deployer`.
-
-    Args:
-        settings: hold the maps `services` and `aws`.
-    """
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
-        options = part_of(settings, "aws")
-        self._aws = AwsAccess.of(options)
-        options.end()
+class EcsDeployer(AwsDeployer):
+    """Changes services; see `Deployer`."""
 
     def deploy(self, service: str, version: str, *, report: Report, timeout_seconds: float) -> Deployment:
         """See `Deployer.deploy`; a version that does not get steady is taken back."""
         target = EcsService.of(self._settings, service)
         image = with_version(target.image, version)
-
-        def change(client: Any) -> Deployment:
+        with self._client("ecs") as client:
             before = _described(client, target)
             former = str(before["taskDefinition"])
             base, tags = _definition(client, target.task_definition or former)
             container = _container(base, target)
             running = _definition(client, former)[0]
             report(f"{target.cluster}/{target.name}: {container['image']} → {image}")
-            made = str(_register(client, base, tags, container["name"], image))
+            made = _register(client, base, tags, container["name"], image)
             report(f"registered {_short(made)}")
             self._update(
                 client,
@@ -129,18 +105,15 @@ class EcsDeployer:
             return Deployment(
                 url=target.address(version),
                 version=version,
-                revision=_short(made).replace(":", "-"),
-                replaced=_short(former).replace(":", "-"),
+                revision=_revision(made),
+                replaced=_revision(former),
                 replaced_version=version_in(_container(running, target)["image"], target.image),
             )
-
-        return self._call(change)
 
     def scale(self, service: str, replicas: int, *, report: Report, timeout_seconds: float) -> ServiceState:
         """See `Deployer.scale`; if the tasks do not get steady there are as many as before."""
         target = EcsService.of(self._settings, service)
-
-        def change(client: Any) -> ServiceState:
+        with self._client("ecs") as client:
             now = int(_described(client, target)["desiredCount"])
             report(f"{target.cluster}/{target.name}: {now} → {replicas} copies")
             self._update(
@@ -154,13 +127,10 @@ class EcsDeployer:
             )
             return _state(client, target)
 
-        return self._call(change)
-
     def restart(self, service: str, *, report: Report, timeout_seconds: float) -> ServiceState:
         """See `Deployer.restart`; ECS keeps the former tasks until new ones are healthy, so there is no way back."""
         target = EcsService.of(self._settings, service)
-
-        def change(client: Any) -> ServiceState:
+        with self._client("ecs") as client:
             report(f"{target.cluster}/{target.name}: a new deployment of the same tasks")
             self._update(
                 client,
@@ -173,16 +143,11 @@ class EcsDeployer:
             )
             return _state(client, target)
 
-        return self._call(change)
-
     def state(self, service: str) -> ServiceState | None:
         """See `Deployer.state`."""
         target = EcsService.of(self._settings, service)
-
-        def seen(client: Any) -> ServiceState | None:
+        with self._client("ecs") as client:
             return None if _find(client, target) is None else _state(client, target)
-
-        return self._call(seen)
 
     def _update(
         self,
@@ -213,13 +178,6 @@ class EcsDeployer:
                 ) from error
             back = watch.undone(_steady(client, target, back_to))
             raise DeploymentError(f"{failed}. {'Back' if back else 'On the way back'} to {former}") from error
-
-    def _call(self, work: Callable[[Any], T]) -> T:
-        try:
-            with self._aws.client("ecs") as client:
-                return work(client)
-        except AwsRefusedError as error:
-            raise DeploymentError(str(error)) from None
 
 
 def _find(client: Any, target: EcsService) -> Description | None:
@@ -252,20 +210,7 @@ def _definition(client: Any, name: str) -> tuple[Description, list[dict[str, str
 
 
 def _container(definition: Description, target: EcsService) -> Description:
-    containers = definition["containerDefinitions"]
-    names = ", ".join(container["name"] for container in containers)
-    if target.container is None and len(containers) > 1:
-        raise DeploymentError(
-            f"the task definition of {target.service} has the containers {names}; name one as "
-            f"services.{target.service}.container"
-        )
-    for container in containers:
-        if target.container in (None, container["name"]):
-            return dict(container)
-    raise DeploymentError(
-        f"services.{target.service}.container: the task definition has no container {target.container}, "
-        f"only {names}"
-    )
+    return target.chosen(definition["containerDefinitions"], "the task definition")
 
 
 def _register(client: Any, base: Description, tags: list[dict[str, str]], container: str, image: str) -> str:
@@ -285,10 +230,7 @@ def _steady(client: Any, target: EcsService, wanted: str) -> Callable[[], str | 
     """Says what a service lacks until it is steady with a task definition."""
 
     def missing() -> str | None:
-        try:
-            found = look(lambda: _find(client, target))
-        except AwsRefusedError as error:
-            raise DeploymentError(str(error)) from None
+        found = look(lambda: _find(client, target))
         if found is None:
             return "AWS does not answer"
         running, desired = int(found["runningCount"]), int(found["desiredCount"])
@@ -300,10 +242,11 @@ def _steady(client: Any, target: EcsService, wanted: str) -> Callable[[], str | 
                 )
             raise ReplacedError("somebody else has changed the service meanwhile, so nothing was taken back")
         ours = [item for item in found["deployments"] if item.get("taskDefinition") == wanted]
-        state = next((item.get("rolloutState") for item in ours if item["status"] == "PRIMARY"), None)
+        primary: Description = next((item for item in ours if item["status"] == "PRIMARY"), {})
+        state = primary.get("rolloutState")
         if state == "FAILED":
-            reason = next(item.get("rolloutStateReason") for item in ours if item["status"] == "PRIMARY")
-            raise DeploymentError(f"{reason or 'ECS gave up'}{f' ({last})' if last else ''}")
+            reason = primary.get("rolloutStateReason") or "ECS gave up"
+            raise DeploymentError(f"{reason}{f' ({last})' if last else ''}")
         # Without a rollout state, what the waiter `services_stable` takes for steady.
         settled = len(found["deployments"]) == 1 and not found.get("pendingCount")
         if running == desired and (state == "COMPLETED" or (state is None and settled)):
@@ -323,7 +266,7 @@ def _state(client: Any, target: EcsService) -> ServiceState:
     version = version_in(str(_container(definition, target)["image"]), target.image)
     return ServiceState(
         version=version,
-        revision=_short(str(found["taskDefinition"])).replace(":", "-"),
+        revision=_revision(str(found["taskDefinition"])),
         replicas=int(found["desiredCount"]),
         healthy=int(found["runningCount"]),
         url=target.address(version),
@@ -333,3 +276,8 @@ def _state(client: Any, target: EcsService) -> ServiceState:
 def _short(arn: str) -> str:
     """`family:revision` of a task definition's ARN."""
     return arn.rpartition("/")[2]
+
+
+def _revision(arn: str) -> str:
+    """The same as part of an entity's identifier, without a colon."""
+    return _short(arn).replace(":", "-")

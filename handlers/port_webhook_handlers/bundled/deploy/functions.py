@@ -9,37 +9,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from port_webhook_handlers.bundled.aws import AwsAccess, AwsRefusedError, look, refused
+from port_webhook_handlers.bundled.aws import refused
+from port_webhook_handlers.bundled.deploy.aws_deployer import AwsDeployer, look
 from port_webhook_handlers.bundled.deploy.deployer import Deployment, DeploymentError, Report, ServiceState
 from port_webhook_handlers.bundled.deploy.rollout import Watch
-from port_webhook_handlers.bundled.deploy.settings import part_of, service_options, with_version
+from port_webhook_handlers.bundled.deploy.settings import Place, service_options, with_version
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHOWN_CHARACTERS: Final = 300
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class Function(Place):
     """One function.
 
     Attributes:
-        service: identifier of the service entity.
         name: of the function.
         alias: what callers use.
         bucket, key: where the code is; `{version}` is replaced in the key.
         image: template of a container image, in place of an object.
         published: the version was published already.
         check: payload that the alias must answer; None: it is not asked.
-        url: template of the service's address; None if it has none.
     """
 
-    service: str
     name: str
     alias: str
     bucket: str | None
@@ -47,7 +43,6 @@ class Function:
     image: str | None
     published: bool
     check: Mapping[str, Any] | None
-    url: str | None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], service: str) -> Function:
@@ -91,30 +86,15 @@ class Function:
             return {"ImageUri": with_version(self.image, version)}
         return {"S3Bucket": self.bucket or "", "S3Key": with_version(self.key or "", version)}
 
-    def address(self, version: str) -> str | None:
-        """Where a version answers."""
-        return None if self.url is None else with_version(self.url, version)
 
-
-class LambdaDeployer:
-    """Publishes versions and moves aliases; see `Deployer`.
-
-    Args:
-        settings: hold the maps `services` and `aws`.
-    """
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
-        options = part_of(settings, "aws")
-        self._aws = AwsAccess.of(options)
-        options.end()
+class LambdaDeployer(AwsDeployer):
+    """Publishes versions and moves aliases; see `Deployer`."""
 
     def deploy(self, service: str, version: str, *, report: Report, timeout_seconds: float) -> Deployment:
         """See `Deployer.deploy`; the alias moves last, and back if its check fails."""
         target = Function.of(self._settings, service)
         watch = Watch(timeout_seconds, report)
-
-        def change(client: Any) -> Deployment:
+        with self._client("lambda") as client:
             before = _alias(client, target)
             former = str(before["FunctionVersion"])
             replaced_version = _version_of(_configuration(client, target, former))
@@ -135,8 +115,6 @@ class LambdaDeployer:
                 replaced_version=replaced_version,
             )
 
-        return self._call(change)
-
     def scale(self, service: str, replicas: int, *, report: Report, timeout_seconds: float) -> ServiceState:
         """Always fails: Lambda runs as many copies as there are requests."""
         target = Function.of(self._settings, service)
@@ -154,23 +132,13 @@ class LambdaDeployer:
     def state(self, service: str) -> ServiceState | None:
         """See `Deployer.state`."""
         target = Function.of(self._settings, service)
-
-        def seen(client: Any) -> ServiceState | None:
+        with self._client("lambda") as client:
             try:
                 number = str(_alias(client, target)["FunctionVersion"])
             except _MissingError:
                 return None
             version = _version_of(_configuration(client, target, number))
             return ServiceState(version, number, None, None, target.address(version))
-
-        return self._call(seen)
-
-    def _call(self, work: Callable[[Any], T]) -> T:
-        try:
-            with self._aws.client("lambda") as client:
-                return work(client)
-        except AwsRefusedError as error:
-            raise DeploymentError(str(error)) from None
 
 
 class _MissingError(DeploymentError):
@@ -227,10 +195,7 @@ def _publish(client: Any, target: Function, version: str, watch: Watch, report: 
 
 
 def _not_ready(client: Any, target: Function, number: str | None, key: str, wanted: str) -> str | None:
-    try:
-        found = look(lambda: _configuration(client, target, number))
-    except AwsRefusedError as error:
-        raise DeploymentError(str(error)) from None
+    found = look(lambda: _configuration(client, target, number))
     if found is None:
         return "AWS does not answer"
     state = found.get(key, wanted)

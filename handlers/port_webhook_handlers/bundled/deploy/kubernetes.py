@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +17,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from port_webhook_handlers.bundled.deploy.deployer import Deployment, DeploymentError, Report, ServiceState
+from port_webhook_handlers.bundled.deploy.deployer import (
+    Deployment,
+    DeploymentError,
+    Report,
+    ServiceState,
+    new_revision,
+    plain,
+)
 from port_webhook_handlers.bundled.deploy.rollout import ReplacedError, Watch
 from port_webhook_handlers.bundled.deploy.settings import (
+    ContainerPlace,
+    image_of,
     part_of,
     service_options,
     version_in,
@@ -44,23 +52,15 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(ContainerPlace):
     """One service's Deployment.
 
     Attributes:
-        service: identifier of the service entity.
         namespace, name: of the Deployment.
-        container: whose image is set; None: the only one.
-        image: template of the image.
-        url: template of the service's address; None if it has none.
     """
 
-    service: str
     namespace: str
     name: str
-    container: str | None
-    image: str
-    url: str | None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], service: str) -> Workload:
@@ -75,25 +75,19 @@ class Workload:
             namespace=options.text("namespace"),
             name=options.text("deployment", service),
             container=options.text("container", "") or None,
-            image=options.text("image"),
+            image=image_of(options),
             url=options.text("url", "") or None,
         )
         options.end()
         for key, value in (("namespace", found.namespace), ("deployment", found.name)):
             if not _NAME.fullmatch(value):
                 raise options.error(key, "must be a name of Kubernetes: lower-case letters, digits, - and .")
-        if "{version}" not in found.image:
-            raise options.error("image", "must hold {version}, such as registry.example.com/cart:{version}")
         return found
 
     @property
     def path(self) -> str:
         """Path of the Deployment."""
         return f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{self.name}"
-
-    def address(self, version: str) -> str | None:
-        """Where a version answers."""
-        return None if self.url is None else with_version(self.url, version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +136,7 @@ class KubernetesDeployer:
         """See `Deployer.deploy`; a version that does not roll out is rolled back."""
         workload = Workload.of(self._settings, service)
         image = with_version(workload.image, version)
-        revision = f"{re.sub(r'[^A-Za-z0-9.-]', '_', version)[:60]}-{secrets.token_hex(4)}"
+        revision = new_revision(version)
         deployed = {"version": version, "revision": revision, "image": image}
         with self._api() as api:
             before = _required(api, workload)
@@ -154,7 +148,7 @@ class KubernetesDeployer:
                 workload,
                 _Change(
                     f"version {version}",
-                    f"{container['image']}",
+                    str(container["image"]),
                     _with_image(container["name"], image, json.dumps(deployed, sort_keys=True)),
                     _with_image(container["name"], container["image"], _annotations(before).get(DEPLOYED)),
                     lambda found: bool(_container(found, workload)["image"] == image),
@@ -283,20 +277,8 @@ def _required(api: ApiServer, workload: Workload) -> Manifest:
 
 
 def _container(deployment: Manifest, workload: Workload) -> Manifest:
-    containers: list[Manifest] = deployment["spec"]["template"]["spec"]["containers"]
-    names = ", ".join(container["name"] for container in containers)
-    if workload.container is None and len(containers) > 1:
-        raise DeploymentError(
-            f"{workload.namespace}/{workload.name} has the containers {names}; name one as "
-            f"services.{workload.service}.container"
-        )
-    for container in containers:
-        if workload.container in (None, container["name"]):
-            return container
-    raise DeploymentError(
-        f"services.{workload.service}.container: {workload.namespace}/{workload.name} has no container "
-        f"{workload.container}, only {names}"
-    )
+    containers = deployment["spec"]["template"]["spec"]["containers"]
+    return workload.chosen(containers, f"{workload.namespace}/{workload.name}")
 
 
 def _patch(api: ApiServer, workload: Workload, body: Manifest, part: str) -> None:
@@ -361,7 +343,7 @@ def _state(deployment: Manifest, workload: Workload) -> ServiceState:
     return ServiceState(
         version=version,
         # What was not deployed from here has no name of its own.
-        revision=revision or re.sub(r"[^A-Za-z0-9.-]", "_", version)[:60],
+        revision=revision or plain(version),
         replicas=_replicas(deployment),
         healthy=int(status.get("availableReplicas") or 0),
         url=workload.address(version),

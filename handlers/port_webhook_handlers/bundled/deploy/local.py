@@ -14,7 +14,6 @@ import http.client
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import sys
@@ -32,6 +31,7 @@ from port_webhook_handlers.bundled.deploy.deployer import (
     Report,
     ServiceSpec,
     ServiceState,
+    new_revision,
 )
 from port_webhook_handlers.process import ProcessIdentity, spawn_detached, tail
 from port_webhook_handlers.runtime.files import write_private
@@ -86,8 +86,7 @@ class LocalDeployer:
         spec = ServiceSpec.of(self._settings, service)
         with self._alone(service, timeout_seconds) as (home, deadline):
             before = members(home)
-            # Unlike a folder's name it also becomes part of an entity's identifier, which has no %.
-            revision = f"{re.sub(r'[^A-Za-z0-9.-]', '_', version)[:60]}-{secrets.token_hex(4)}"
+            revision = new_revision(version)
             folder = home / revision
             try:
                 source = self._project / spec.artefact.replace("{version}", version)

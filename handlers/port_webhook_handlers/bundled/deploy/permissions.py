@@ -12,7 +12,6 @@ from port_webhook_handlers.bundled.deploy.ecs import EcsService
 from port_webhook_handlers.bundled.deploy.functions import Function
 from port_webhook_handlers.bundled.deploy.kubernetes import Workload
 from port_webhook_handlers.bundled.deploy.settings import part_of, services_of, target_of
-from port_webhook_handlers.bundled.options import Options
 
 Settings = Mapping[str, Any]
 Statement = dict[str, Any]
@@ -42,7 +41,7 @@ def in_cluster(access: str) -> Callable[[Settings], list[Statement]]:
 
     def rules(settings: Settings) -> list[Statement]:
         # With a server of their own the deployments are in another cluster.
-        if Options(settings, "settings").mapping("cluster").get("server"):
+        if part_of(settings, "cluster").text("server", ""):
             return []
         return [
             rule

@@ -9,15 +9,69 @@ services:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
+from port_webhook_handlers.bundled.deploy.deployer import DeploymentError
 from port_webhook_handlers.bundled.options import Options, entry
 from port_webhook_handlers.sdk import SettingError
 
 TARGETS: Final = ("local", "kubernetes", "ecs", "lambda")
 
 _REMEDY: Final = "add it there, with what its target needs to know"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a service runs; each target adds what it has to know.
+
+    Attributes:
+        service: identifier of the service entity.
+        url: template of the service's address; None if it has none.
+    """
+
+    service: str
+    url: str | None
+
+    def address(self, version: str) -> str | None:
+        """Where a version answers."""
+        return None if self.url is None else with_version(self.url, version)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlace(Place):
+    """Where a service runs in containers, one of which holds its image.
+
+    Attributes:
+        container: whose image is set; None: the only one.
+        image: template of the image.
+    """
+
+    container: str | None
+    image: str
+
+    def chosen(self, containers: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+        """The container whose image is set, as the target describes it.
+
+        Args:
+            containers: descriptions with a `name`.
+            where: what holds them, for errors.
+
+        Raises:
+            DeploymentError: there is no such container, or the settings do not say which it is.
+        """
+        names = ", ".join(container["name"] for container in containers)
+        if self.container is None and len(containers) > 1:
+            raise DeploymentError(
+                f"{where} has the containers {names}; name one as services.{self.service}.container"
+            )
+        for container in containers:
+            if self.container in (None, container["name"]):
+                return dict(container)
+        raise DeploymentError(
+            f"services.{self.service}.container: {where} has no container {self.container}, only {names}"
+        )
 
 
 def target_of(settings: Mapping[str, Any], service: str | None = None) -> str:
@@ -51,6 +105,18 @@ def service_options(settings: Mapping[str, Any], service: str) -> Options:
     options = entry(settings, "services", service, _REMEDY)
     options.choice("target", TARGETS, "local")
     return options
+
+
+def image_of(options: Options) -> str:
+    """The template of a service's image.
+
+    Raises:
+        SettingError: it is missing, or does not say where the version goes.
+    """
+    image = options.text("image")
+    if "{version}" not in image:
+        raise options.error("image", "must hold {version}, such as registry.example.com/cart:{version}")
+    return image
 
 
 def part_of(settings: Mapping[str, Any], key: str) -> Options:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from port_webhook_handlers.bundled.deploy.deployer import Deployer
 from port_webhook_handlers.bundled.deploy.settings import target_of
-from port_webhook_handlers.sdk import Run, SettingError
+from port_webhook_handlers.bundled.options import folders
+from port_webhook_handlers.sdk import Run
 
 # Kept back from a handler's time, so that it can still clean up and report.
 _RESERVE_SECONDS = 15
@@ -33,18 +30,10 @@ def deployer_of(run: Run, service: str) -> Deployer:
         from port_webhook_handlers.bundled.deploy.functions import LambdaDeployer
 
         return LambdaDeployer(run.settings)
-    return _local(run.settings)
-
-
-def _local(settings: Mapping[str, Any]) -> Deployer:
     from port_webhook_handlers.bundled.deploy.local import LocalDeployer
 
-    state = settings.get("state_dir")
-    if not isinstance(state, str) or not Path(state).is_absolute():
-        raise SettingError("state_dir: the listener gives no folder for the state; start it with one")
-    # The state of a stack is <project>/.state/<stack>.
-    project = settings.get("project_dir", str(Path(state).parent.parent))
-    return LocalDeployer(Path(state) / "deployments", Path(project), settings)
+    state, project = folders(run.settings)
+    return LocalDeployer(state / "deployments", project, run.settings)
 
 
 def seconds_for(run: Run) -> float:

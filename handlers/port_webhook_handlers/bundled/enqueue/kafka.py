@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from port_webhook_handlers.bundled.enqueue import Task, message_of
-from port_webhook_handlers.bundled.options import Options
+from port_webhook_handlers.bundled.options import Options, own
 from port_webhook_handlers.sdk import Failure, HandedOver, Result, RetryableError, Run, SettingError, action
 
 PASSWORD = "KAFKA_PASSWORD"  # noqa: S105 - the name of a secret, not its value
@@ -29,9 +29,7 @@ _RESERVE_SECONDS = 10
 def enqueue_on_kafka(inputs: Task, run: Run) -> Result:
     """Sends one message and waits until all replicas in sync have it; the run's id is its key."""
     try:
-        options = Options(
-            {key: run.settings[key] for key in _KEYS if key in run.settings}, "enqueue_on_kafka"
-        )
+        options = own(run, _KEYS)
         topic = options.text("topic")
         config = _config(options, run)
         body = message_of(inputs, run)

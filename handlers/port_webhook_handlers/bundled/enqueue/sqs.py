@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from port_webhook_handlers.bundled.aws import AwsAccess, AwsRefusedError
 from port_webhook_handlers.bundled.enqueue import Task, message_of
-from port_webhook_handlers.bundled.options import Options
+from port_webhook_handlers.bundled.options import own
 from port_webhook_handlers.sdk import Failure, HandedOver, Result, RetryableError, Run, SettingError, action
 
 _KEYS = ("queue_url", "region", "group", "credentials_file", "role_arn", "token_file", "endpoint")
@@ -41,7 +41,7 @@ def _permissions(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 def enqueue_on_sqs(inputs: Task, run: Run) -> Result:
     """Sends one message; on a FIFO queue a repeated one is dropped by its deduplication id."""
     try:
-        options = Options({key: run.settings[key] for key in _KEYS if key in run.settings}, "enqueue_on_sqs")
+        options = own(run, _KEYS)
         url = options.text("queue_url")
         group = options.text("group", run.action)
         fifo: dict[str, Any] = (
@@ -55,8 +55,8 @@ def enqueue_on_sqs(inputs: Task, run: Run) -> Result:
         with access.client("sqs") as client:
             sent = client.send_message(QueueUrl=url, MessageBody=body, **fifo)
     except AwsRefusedError as error:
-        if error.passing and error.code:
-            raise RetryableError(f"SQS cannot take the message now: {error.code}") from None
+        if error.passing:
+            raise RetryableError(f"SQS cannot take the message now: {error}") from None
         return Failure(f"SQS did not take the message: {error}")
     except (SettingError, ValueError) as error:
         return Failure(str(error))

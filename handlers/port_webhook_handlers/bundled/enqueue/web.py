@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from port_webhook_handlers.bundled import outbound
 from port_webhook_handlers.bundled.enqueue import Task, message_of
-from port_webhook_handlers.bundled.options import Options
+from port_webhook_handlers.bundled.options import own
 from port_webhook_handlers.sdk import Failure, HandedOver, Result, RetryableError, Run, SettingError, action
 
 TOKEN = "ENQUEUE_TOKEN"  # noqa: S105 - the name of a secret, not its value
@@ -27,7 +27,7 @@ _RESERVE_SECONDS = 10
 def enqueue_by_http(inputs: Task, run: Run) -> Result:
     """Posts one message; the header Idempotency-Key holds the run's id, so that it may be repeated."""
     try:
-        options = Options({key: run.settings[key] for key in _KEYS if key in run.settings}, "enqueue_by_http")
+        options = own(run, _KEYS)
         private = options.flag("private")
         seconds = options.number("timeout_seconds", 15, lowest=0.1, highest=60)
         headers = {

@@ -43,7 +43,7 @@ def expire_resource(run: Run) -> Result:
     message = MailMessage(
         to=[owner],
         subject=f"Resource {entity.identifier} {'has expired' if gone else 'could not be deleted'}",
-        message=f"{entity.identifier} has reached its end. {result.summary}.",
+        message=_joined(f"{entity.identifier} has reached its end", result.summary),
     )
     try:
         told = notify_by_mail(message, run)
@@ -54,4 +54,8 @@ def expire_resource(run: Run) -> Result:
 
 
 def _with(result: Result, note: str) -> Result:
-    return type(result)(f"{result.summary}. {note}")
+    return type(result)(_joined(result.summary, note))
+
+
+def _joined(*sentences: str | None) -> str:
+    return " ".join(f"{sentence.removesuffix('.')}." for sentence in sentences if sentence)

@@ -22,7 +22,7 @@ from email.utils import format_datetime, parseaddr
 from typing import Annotated
 
 from port_webhook_handlers.bundled.notify import _chat
-from port_webhook_handlers.bundled.options import Options
+from port_webhook_handlers.bundled.options import Options, own
 from port_webhook_handlers.sdk import (
     Email,
     Failure,
@@ -113,7 +113,7 @@ def notify_by_mail(inputs: MailMessage, run: Run) -> Result:
 
 def _server(run: Run) -> _Server:
     known = ("server", "port", "tls", "ca_file", "user", "sender", "recipients")
-    options = Options({key: run.settings[key] for key in known if key in run.settings}, "notify_by_mail")
+    options = own(run, known)
     tls = options.choice("tls", tuple(_PORTS), "starttls")
     server = _Server(
         host=options.text("server"),
@@ -126,6 +126,9 @@ def _server(run: Run) -> _Server:
     )
     if tls == "none" and server.user:
         raise options.error("tls", "none would send the password in plain text; use starttls or implicit")
+    # Else the error would come from smtplib, with the first character of the password that does not fit.
+    if server.user and not (server.user + run.secret(PASSWORD)).isascii():
+        raise options.error("user", f"it and secret {PASSWORD} must be ASCII, as SMTP logs in; correct them")
     return server
 
 
@@ -157,9 +160,7 @@ def _require_allowed(address: str, recipients: tuple[str, ...]) -> None:
 def _message(inputs: MailMessage, run: Run, server: _Server) -> EmailMessage:
     local, _, domain = parseaddr(server.sender)[1].rpartition("@")
     if not local or not domain:
-        raise SettingError(
-            "notify_by_mail.sender: must be an e-mail address, such as Port <port@example.com>"
-        )
+        raise SettingError(f"{run.action}.sender: must be an e-mail address, such as Port <port@example.com>")
     message = EmailMessage(SMTP)
     message["Message-ID"] = f"<{run.idempotency_key}@{domain}>"
     message["Date"] = format_datetime(datetime.now(UTC))

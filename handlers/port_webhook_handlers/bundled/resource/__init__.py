@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 from port_webhook_handlers.bundled.catalog import Catalog
 from port_webhook_handlers.bundled.catalog import Kind as Blueprint
-from port_webhook_handlers.bundled.resource.kinds import SECRET, Kind, Order, ProvisionError, folders
+from port_webhook_handlers.bundled.options import folders
+from port_webhook_handlers.bundled.resource.kinds import SECRET, Kind, Order, ProvisionError
 from port_webhook_handlers.sdk import (
     Entity,
     Failure,
@@ -65,7 +66,13 @@ def create_resource(inputs: ResourceInputs, run: Run) -> Result:
         record = _record(order)
         try:
             with record.open("x", encoding="utf-8") as file:
-                json.dump({"kind": kind.name, "parameters": parameters}, file)
+                try:
+                    json.dump({"kind": kind.name, "parameters": parameters}, file)
+                    file.flush()
+                except OSError:
+                    # Half a record would keep the identifier from whoever tries again.
+                    record.unlink(missing_ok=True)
+                    raise
         except FileExistsError:
             return Failure(
                 f"resource {inputs.identifier} exists already; choose another identifier, or delete it first"
@@ -147,7 +154,7 @@ def tear_down(run: Run, entity: Entity) -> Result:
 
 
 def _order(run: Run, identifier: str, parameters: Mapping[str, str], seconds: float | None = None) -> Order:
-    state, project = folders(run)
+    state, project = folders(run.settings)
     left = max(1.0, run.seconds_left - _RESERVE_SECONDS)
     records = state / "resources" / "records"
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from port_webhook_handlers.bundled.options import Options, entry
-from port_webhook_handlers.sdk import Run, SettingError
+from port_webhook_handlers.sdk import SettingError
 
 SECRET: Final = "RESOURCE_SECRET"  # noqa: S105 - the name of a secret, not its value
 """The secret that provisioners get in their environment."""
@@ -129,19 +129,6 @@ class Kind:
                 raise SettingError(f"parameters.{name}: must match {pattern}, {_LONGEST} characters at most")
             values[name] = value
         return values
-
-
-def folders(run: Run) -> tuple[Path, Path]:
-    """Folders of the stack's state and of the project.
-
-    Raises:
-        SettingError: the listener gives no folder.
-    """
-    state = run.settings.get("state_dir")
-    if not isinstance(state, str) or not Path(state).is_absolute():
-        raise SettingError("state_dir: the listener gives no folder for the state; start it with one")
-    # The state of a stack is <project>/.state/<stack>.
-    return Path(state), Path(run.settings.get("project_dir", str(Path(state).parent.parent)))
 
 
 def _checked(options: Options, pattern: str) -> str:

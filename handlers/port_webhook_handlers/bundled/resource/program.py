@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from port_webhook_handlers.bundled.options import Options, fill
 from port_webhook_handlers.bundled.resource.kinds import Order, ProvisionError
+from port_webhook_handlers.process import runs
 from port_webhook_handlers.sdk import SettingError
 
 if TYPE_CHECKING:
-    import psutil
     from pulumi import automation
 
 # Between the interruption and the end; together with the handler's reserve it must fit into the handler's time.
@@ -187,21 +187,12 @@ class _Limit:
                 command.send_signal(signal.SIGINT)
         deadline = time.monotonic() + _GRACE_SECONDS
         # Only looked at: how it ended is for those who started it.
-        while (left := [command for command in commands if _runs(command)]) and time.monotonic() < deadline:
+        while (left := [command for command in commands if runs(command)]) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         self._killed = bool(left)
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-
-
-def _runs(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _automation() -> Any:
