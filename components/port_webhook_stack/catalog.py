@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import pulumi
@@ -12,8 +13,6 @@ from port_webhook_handlers.sdk import SettingError
 from port_webhook_stack.errors import SettingsError
 from port_webhook_stack.port.resources import Blueprint, Entity
 from port_webhook_stack.settings import MODULE, Settings
-
-KEY: Final = f"{MODULE}:catalog"
 
 _BUNDLED: Final = "port_webhook_handlers.bundled"
 _NEEDED: Final = {f"{_BUNDLED}.resource": "resource", f"{_BUNDLED}.expire": "resource"}
@@ -26,8 +25,26 @@ def catalog_of(settings: Settings) -> Catalog:
     Raises:
         SettingsError: its settings cannot be used.
     """
-    try:
+    with _of_the_stack():
         return Catalog.of({"catalog": settings.catalog})
+
+
+def renamed(body: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """The definition of a bundled handler with the organisation's names in it.
+
+    Raises:
+        SettingsError: see `catalog_of`, or the definition is about a property that the catalog does not have.
+    """
+    catalog = catalog_of(settings)
+    with _of_the_stack():
+        return catalog.renamed(body)
+
+
+@contextmanager
+def _of_the_stack() -> Iterator[None]:
+    """Lets the errors of a handler's setting name the stack's."""
+    try:
+        yield
     except SettingError as error:
         key, _, problem = str(error).partition(": ")
         raise SettingsError(

@@ -15,9 +15,8 @@ from port_webhook_handlers.bundle import Bundle
 from port_webhook_handlers.port.definitions import DefinitionError, definition_from_body
 from port_webhook_handlers.port.lint import RULES, BlueprintShape, Finding, Known, lint
 from port_webhook_handlers.port.names import action_run_by
-from port_webhook_handlers.sdk import SettingError
 from port_webhook_stack import definition_files
-from port_webhook_stack.catalog import catalog_of
+from port_webhook_stack.catalog import renamed
 from port_webhook_stack.definition_files import DefinitionFileError
 from port_webhook_stack.errors import DefinitionsError, SettingsError
 from port_webhook_stack.organisation import Organisation
@@ -69,11 +68,7 @@ def _in_catalog(body: Body, bundle: Bundle, settings: Settings) -> Body:
     handler = str(bundle.routes.get(str(body["identifier"]), {}).get("handler", ""))
     if not settings.catalog or not handler.startswith("port_webhook_handlers.bundled."):
         return body
-    try:
-        return catalog_of(settings).renamed(body)
-    except SettingError as error:
-        key, _, problem = str(error).partition(": ")
-        raise SettingsError(f"{MODULE}:{key}", problem, "docs/bundled-handlers.md shows how") from None
+    return renamed(body, settings)
 
 
 def check(

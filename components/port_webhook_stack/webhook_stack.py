@@ -10,6 +10,7 @@ import pulumi
 
 from port_webhook_handlers.bundle import Bundle, BundleError, build
 from port_webhook_handlers.port.names import resolve_urls, route_path
+from port_webhook_handlers.port.payload import Payload
 from port_webhook_handlers.port.regions import API_BASE_URLS
 from port_webhook_stack.agent import stack as agents
 from port_webhook_stack.agent.definitions import with_agent
@@ -359,7 +360,7 @@ def _bodies(
 
 def _refuse_renaming(bundle: Bundle) -> None:
     for name in bundle.definitions:
-        if str(bundle.routes[name]["payload"]["run_id"]).startswith("header:"):
+        if Payload(**bundle.routes[name]["payload"]).header is not None:
             raise SettingsError(
                 f"{MODULE}:identifierSuffix",
                 f"would rename {name}, whose runs Port is asked about by that name (their id is in a header)",
