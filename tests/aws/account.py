@@ -19,17 +19,15 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from tests.aws.lambda_host import Function
-from tests.aws.stack import http_event
+from tests.aws.stack import Reply, http_event, http_server, sqs_event
 
 ACCOUNT = "123456789012"
 _POLL_SECONDS = 1.0
-_HTTP_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 
 
 @dataclass
@@ -73,7 +71,7 @@ class Account:
         self._unpacking = threading.Lock()
         self._changed = threading.Event()
         self._ended = threading.Event()
-        self._server = _serve(self)
+        self._server = http_server(self.answer)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._pump = threading.Thread(target=self._deliver_for_ever, daemon=True)
         self._pump.start()
@@ -227,19 +225,8 @@ class Account:
         ).get("Messages", [])
         if not messages:
             return False
-        records = [
-            {
-                "messageId": item["MessageId"],
-                "receiptHandle": item["ReceiptHandle"],
-                "body": item["Body"],
-                "attributes": item["Attributes"],
-                "eventSource": "aws:sqs",
-                "eventSourceARN": source["EventSourceArn"],
-            }
-            for item in messages
-        ]
         role = self._functions[function].configuration["Role"].rpartition("/")[2]
-        made = self.invoke(function, {"Records": records})
+        made = self.invoke(function, sqs_event(messages, source["EventSourceArn"]))
         for action in ("ReceiveMessage", "DeleteMessage", "GetQueueAttributes"):
             self._allowed(role, f"sqs:{action}", source["EventSourceArn"])
         kept = {item["MessageId"] for item in messages}
@@ -252,9 +239,7 @@ class Account:
 
     # Requests
 
-    def answer(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> tuple[int, dict[str, str], bytes]:
+    def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         """Status, headers and body for a request to this account."""
         address = re.fullmatch(r"/(function-url|http-api)/([\w-]+)(/[^?]*)(?:\?.*)?", path)
         if address is not None:
@@ -303,9 +288,7 @@ class Account:
                 return f"ssm:{operation}", f"arn:aws:ssm:{place}:parameter{asked.get('Name', '')}"
         return f"{service}:{operation}", ""
 
-    def _pass_on(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> tuple[int, dict[str, str], bytes]:
+    def _pass_on(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         connection = http.client.HTTPConnection(self._moto.removeprefix("http://"), timeout=30)
         try:
             dropped = ("host", "content-length", "transfer-encoding")
@@ -365,7 +348,7 @@ class Account:
                     package.extractall(root)
         return root
 
-    def _source(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def _source(self, method: str, path: str, body: bytes) -> Reply:
         name = path.removeprefix("/2015-03-31/event-source-mappings").strip("/")
         if method == "DELETE":
             return 202, {}, json.dumps(self._sources.pop(name)).encode()
@@ -376,7 +359,7 @@ class Account:
 
     def _visit(
         self, kind: str, name: str, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> tuple[int, dict[str, str], bytes]:
+    ) -> Reply:
         """A request from outside, by a Function URL or an HTTP API."""
         function = self._behind_api(name, method, path) if kind == "http-api" else self._behind_url(name)
         if isinstance(function, int):
@@ -447,39 +430,3 @@ def _light(path: str, body: bytes) -> bytes:
         package.writestr("digest", str(digest))
     holder["ZipFile"] = base64.b64encode(light.getvalue()).decode()
     return json.dumps(asked).encode()
-
-
-def _serve(account: Account) -> ThreadingHTTPServer:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1
-
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            joined: dict[str, str] = {}
-            for name, value in self.headers.items():
-                name = name.lower()
-                joined[name] = f"{joined[name]},{value}" if name in joined else value
-            status, headers, data = account.answer(self.command, self.path, joined, body)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            return
-
-    for method in _HTTP_METHODS:
-        setattr(Handler, f"do_{method}", Handler.handle_any)
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            return
-
-    server = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    return server

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from tests.aws.cloud import Gate
 from tests.aws.lambda_host import Function
 
 REGION = "eu-west-1"
+_HTTP_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
+Reply = tuple[int, dict[str, str], bytes]
+"""Status, headers and body of an answer."""
 KEYS = {"AWS_SECRET_ACCESS_KEY": "secret-key", "AWS_SESSION_TOKEN": "session"}
 
 
@@ -174,18 +177,7 @@ class AwsStack:
         ).get("Messages", [])
         if not messages:
             return 0
-        records = [
-            {
-                "messageId": item["MessageId"],
-                "receiptHandle": item["ReceiptHandle"],
-                "body": item["Body"],
-                "attributes": item["Attributes"],
-                "eventSource": "aws:sqs",
-                "eventSourceARN": self._arn(url),
-            }
-            for item in messages
-        ]
-        made = self.functions[function].invoke({"Records": records})
+        made = self.functions[function].invoke(sqs_event(messages, self._arn(url)))
         failed = {item["MessageId"] for item in messages}
         if not made.error:
             failed = {item["itemIdentifier"] for item in made.payload["batchItemFailures"]}
@@ -273,38 +265,62 @@ def http_event(
     }
 
 
+def sqs_event(messages: Sequence[Mapping[str, Any]], queue_arn: str) -> dict[str, Any]:
+    """Messages as an event source hands them over."""
+    return {
+        "Records": [
+            {
+                "messageId": item["MessageId"],
+                "receiptHandle": item["ReceiptHandle"],
+                "body": item["Body"],
+                "attributes": item["Attributes"],
+                "eventSource": "aws:sqs",
+                "eventSourceARN": queue_arn,
+            }
+            for item in messages
+        ]
+    }
+
+
 def _gateway(function: Function, received: list[bytes]) -> ThreadingHTTPServer:
-    def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        joined: dict[str, str] = {}
+    def answer(method: str, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
         received.append(body)
-        for name, value in request.headers.items():
-            name = name.lower()
-            joined[name] = f"{joined[name]},{value}" if name in joined else value
-        made = function.invoke(http_event(request.command, request.path, joined, body))
+        made = function.invoke(http_event(method, path, headers, body))
         if made.error:
             return 502, {}, b'{"message":"Internal Server Error"}'
         return made.payload["statusCode"], made.payload["headers"], made.payload["body"].encode()
 
-    return _http_server(answer)
+    return http_server(answer)
 
 
 def _invoke_api(functions: Mapping[str, Function]) -> ThreadingHTTPServer:
-    def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        name = request.path.split("/")[3]
+    def answer(method: str, path: str, _: Mapping[str, str], body: bytes) -> Reply:
+        name = path.split("/")[3]
         made = functions[name].invoke(json.loads(body))
         headers = {"x-amz-function-error": "Unhandled"} if made.error else {}
         return 200, headers, json.dumps(made.payload).encode()
 
-    return _http_server(answer)
+    return http_server(answer)
 
 
-def _http_server(answer: Any) -> ThreadingHTTPServer:
+def http_server(answer: Callable[[str, str, Mapping[str, str], bytes], Reply]) -> ThreadingHTTPServer:
+    """A server on a port of its own.
+
+    Args:
+        answer: what comes back for method, path, headers (names in lower case, as AWS joins them) and body.
+    """
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, headers, data = answer(self, body)
+            joined: dict[str, str] = {}
+            for name, value in self.headers.items():
+                name = name.lower()
+                joined[name] = f"{joined[name]},{value}" if name in joined else value
+            status, headers, data = answer(self.command, self.path, joined, body)
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -312,10 +328,11 @@ def _http_server(answer: Any) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815 - names of the standard library
-
         def log_message(self, format: str, *args: Any) -> None:
             return
+
+    for method in _HTTP_METHODS:
+        setattr(Handler, f"do_{method}", Handler.handle_any)
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True

@@ -9,21 +9,16 @@ Where the real plugin is on PATH, the tests take that.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Mapping
-from concurrent import futures
 from typing import Any
 
 import grpc
 import requests
 import yaml
 from google.protobuf import empty_pb2
-from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
 from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
+from tests.provider_plugin import serve
 
 from port_webhook_stack.port.wire import Secrets, decode, encode
 
@@ -230,22 +225,5 @@ def identifier(manifest: Mapping[str, Any]) -> str:
     return f"{namespace}/{name}" if namespace else name
 
 
-def main() -> None:
-    parent = os.getppid()
-    server = grpc.server(futures.ThreadPoolExecutor(16), options=_GRPC_CHANNEL_OPTIONS)
-    provider_pb2_grpc.add_ResourceProviderServicer_to_server(Servicer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    sys.stdout.write(f"{port}\n")
-    sys.stdout.flush()
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(0.5) and os.getppid() == parent:
-        pass
-    server.stop(grace=1).wait()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Servicer(), 16)

@@ -6,20 +6,15 @@ where AWS cannot change it, and passes secrets on as secrets.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
-import time
+import json
 from collections.abc import Mapping
-from concurrent import futures
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 from google.protobuf import empty_pb2, struct_pb2  # type: ignore[import-untyped]
-from pulumi.runtime._grpc_settings import _GRPC_CHANNEL_OPTIONS
 from pulumi.runtime.proto import plugin_pb2, provider_pb2, provider_pb2_grpc
 from tests.aws.provider.kinds import ANY, KINDS, Cloud, Kind
+from tests.provider_plugin import serve
 
 from port_webhook_stack.port.handler import UNKNOWN, has_unknown
 from port_webhook_stack.port.wire import Secrets, decode, encode
@@ -76,7 +71,7 @@ class Servicer(provider_pb2_grpc.ResourceProviderServicer):
         return plugin_pb2.PluginInfo(version=VERSION)
 
     def GetSchema(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return provider_pb2.GetSchemaResponse(schema='{"name": "aws", "version": "%s"}' % VERSION)  # noqa: UP031
+        return provider_pb2.GetSchemaResponse(schema=json.dumps({"name": "aws", "version": VERSION}))
 
     def Attach(self, request: Any, context: Any) -> Any:  # noqa: N802
         return empty_pb2.Empty()
@@ -104,8 +99,6 @@ class Servicer(provider_pb2_grpc.ResourceProviderServicer):
         return provider_pb2.DiffResponse(replaces=moved)
 
     def Configure(self, request: Any, context: Any) -> Any:  # noqa: N802
-        import json
-
         args = values_of(request.args, Secrets())
         endpoints = json.loads(args.get("endpoints") or "[{}]")[0]
         self._cloud = Cloud(str(args["region"]), endpoints)
@@ -191,22 +184,5 @@ def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parent = os.getppid()
-    server = grpc.server(futures.ThreadPoolExecutor(8), options=_GRPC_CHANNEL_OPTIONS)
-    provider_pb2_grpc.add_ResourceProviderServicer_to_server(Servicer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    sys.stdout.write(f"{port}\n")
-    sys.stdout.flush()
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(0.5) and os.getppid() == parent:
-        time.sleep(0)
-    server.stop(grace=1).wait()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Servicer(), 8)
