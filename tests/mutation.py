@@ -164,7 +164,7 @@ EQUIVALENT = {
     "ledger _apply: if operation.single:: operation.single if False": (
         "a savepoint around a single statement"
     ),
-    "ledger _claim_all: connection.execute('RELEASE claims'): connection.execute('RELEASE claims') removed": (
+    "ledger _claim_rows: connection.execute('RELEASE claims'): connection.execute('RELEASE claims') removed": (
         "the commit releases it"
     ),
     "ledger _apply: connection.execute('RELEASE operation'): connection.execute('RELEASE operation') removed": (
@@ -172,6 +172,12 @@ EQUIVALENT = {
     ),
     "ledger _apply: connection.execute('RELEASE operation'): connection.execute('RELEASE operation') removed (2)": (
         "the commit releases it"
+    ),
+    "ledger Ledger._enter: if connection.execute('SELECT 1 FROM owners').fetchone() is None:: connection.execute('SELECT 1 FROM owners').fetchone() is None if True": (
+        "those that are entered already stay as they are"
+    ),
+    "ledger _execute: for claim, new in zip(claims, _claim_rows(connection, [claim.row for claim in claims]), strict=True): True negated": (
+        "both have one item for each claim"
     ),
 }
 
