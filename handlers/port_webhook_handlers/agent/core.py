@@ -72,6 +72,7 @@ class Agent:
         self, sink: Sink, reporter: Reporter, limits: AgentLimits, log: Log, metrics: AgentMetrics
     ) -> None:
         self._sink = sink
+        self._bulk_sink = sink if isinstance(sink, BulkSink) else None
         self._reporter = reporter
         self._limits = limits
         self._log = log
@@ -102,9 +103,9 @@ class Agent:
 
     def submit_many(self, messages: Sequence[Message]) -> None:
         """Takes messages; returns at once."""
-        sink = self._sink
+        sink = self._bulk_sink
         bulk: dict[str, Message] = {}
-        if isinstance(sink, BulkSink) and not self._draining.is_set():
+        if sink is not None and not self._draining.is_set():
             for message in messages:
                 if (
                     message.refusal is None
@@ -112,7 +113,7 @@ class Agent:
                     and isinstance(message.body, dict)
                 ):
                     bulk.setdefault(message.key, message)
-        if len(bulk) > 1 and isinstance(sink, BulkSink):
+        if len(bulk) > 1 and sink is not None:
             chosen = list(bulk.values())
             for message in chosen:
                 self.in_flight += 1

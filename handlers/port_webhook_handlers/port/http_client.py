@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import re
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,10 @@ from port_webhook_handlers.port.trust import client_context
 _IDLE_SECONDS: Final = 30.0
 _PROXY_AUTHENTICATION_REQUIRED: Final = 407
 _SAFE: Final = "/%:@!$&'()*+,;=~-._"
+# Scheme and authority; what is before them has no place in a URL that is sent.
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s\\]*")
+# A path with its query that is sent as it is.
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9/%:@!$&'()*+,;=~._-]*(?:\?[A-Za-z0-9/%:@!$&'()*+,;=~._?\[\]-]+)?")
 
 
 class SendError(Exception):
@@ -53,7 +58,6 @@ class _Target:
     host: str
     port: int
     authority: str
-    path: str
 
 
 @dataclass(slots=True)
@@ -112,12 +116,12 @@ class HttpClient:
         Raises:
             SendError: no reply in time, or none that is HTTP.
         """
-        target = _target(url)
-        proxy = _proxy_for(url)
-        path = target.path
+        origin, path = _split(url)
+        target = _target(origin)
+        proxy = _proxy_for(origin)
         extra = ""
         if proxy is not None and not target.secure:
-            path = f"http://{target.authority}{target.path}"
+            path = f"http://{target.authority}{path}"
             extra = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
         lines = [f"{method} {path} HTTP/1.1\r\nHost: {target.authority}\r\n{extra}"]
         if body is not None:
@@ -376,23 +380,32 @@ class _Connection(asyncio.Protocol):
         self.close()
 
 
-@lru_cache(maxsize=1024)
-def _target(url: str) -> _Target:
+def _split(url: str) -> tuple[str, str]:
+    """The origin of a URL, and what of it is sent as the target of a request."""
+    found = _ORIGIN.match(url)
+    if found is not None and _PLAIN_PATH.fullmatch(url, found.end()):
+        return found[0], url[found.end() :]
     parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    host = parts.hostname or ""
     path = quote(parts.path or "/", safe=_SAFE)
     if parts.query:
         path += "?" + quote(parts.query, safe=_SAFE + "?[]")
-    return _Target(secure, host, parts.port or (443 if secure else 80), parts.netloc.rpartition("@")[2], path)
+    return f"{parts.scheme}://{parts.netloc}", path
 
 
 @lru_cache(maxsize=1024)
-def _proxy_for(url: str) -> _Proxy | None:
+def _target(origin: str) -> _Target:
+    parts = urlsplit(origin)
+    secure = parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    return _Target(secure, parts.hostname or "", port, parts.netloc.rpartition("@")[2])
+
+
+@lru_cache(maxsize=1024)
+def _proxy_for(origin: str) -> _Proxy | None:
     # The type stubs do not know the second one.
     from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
-    parts = urlsplit(url)
+    parts = urlsplit(origin)
     host = parts.hostname or ""
     proxies = getproxies_environment()
     address = proxies.get(parts.scheme) or proxies.get("all")

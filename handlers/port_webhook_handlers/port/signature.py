@@ -5,6 +5,7 @@ text, not decoded) and sends `x-port-signature: v1,<base64>` beside `x-port-time
 else of the request is signed: not the path, not the method, no other header.
 """
 
+import functools
 import hmac
 import json
 import re
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_BODY_BYTES",
     "TOLERANCE_SECONDS",
     "VerificationError",
+    "mac",
     "sign",
     "verify",
     "verify_official_agent",
@@ -152,14 +154,25 @@ def _check_signature(secrets: Sequence[bytes | str], expected: bytes, message: b
     matched = False
     for secret in secrets:
         key = secret if isinstance(secret, bytes) and secret else _key(secret)
-        digest = hmac.digest(key, message, "sha256")
-        matched |= hmac.compare_digest(b"v1," + b2a_base64(digest, newline=False), expected)
+        matched |= hmac.compare_digest(_signature(key, message), expected)
     if not matched:
         raise VerificationError("bad_signature")
 
 
 def _signature(key: bytes, message: bytes) -> bytes:
-    return b"v1," + b2a_base64(hmac.digest(key, message, "sha256"), newline=False)
+    return b"v1," + b2a_base64(mac(key, message), newline=False)
+
+
+def mac(key: bytes, message: bytes) -> bytes:
+    """HMAC-SHA256, with what the key alone decides kept for the next message."""
+    state = _keyed(key).copy()
+    state.update(message)
+    return state.digest()
+
+
+@functools.lru_cache(maxsize=16)
+def _keyed(key: bytes) -> hmac.HMAC:
+    return hmac.new(key, digestmod="sha256")
 
 
 def _key(secret: bytes | str) -> bytes:

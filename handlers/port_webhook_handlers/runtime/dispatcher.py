@@ -39,6 +39,7 @@ from port_webhook_handlers.runtime.execution import (
     reports_of,
     starts_again,
 )
+from port_webhook_handlers.runtime.flood import LOOK_SECONDS, Flood
 from port_webhook_handlers.runtime.ledger import Ledger, OpenRun
 from port_webhook_handlers.runtime.logs import Log
 from port_webhook_handlers.runtime.manifest import Manifest, Route
@@ -59,6 +60,8 @@ _ORPHAN_TICKS: Final = 5
 _PURGE_TICKS: Final = 60
 _MAX_RETRY_SECONDS: Final = 300.0
 _FLUSH_SECONDS: Final = 2.0
+# A flood may fill this share of the places for accepted runs before any of them starts.
+_HELD_SHARE: Final = 0.25
 
 
 def owner_name(nonce: str) -> str:
@@ -180,6 +183,7 @@ class Dispatcher:
         self._constant: dict[str, tuple[StoredSecrets, bytes, bytes]] = {}
         self._storing: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._flood = Flood()
         self._draining = False
         self.on_overload: Callable[[bool], None] = lambda overloaded: None
 
@@ -187,6 +191,10 @@ class Dispatcher:
 
     def accepted(self, run_id: str, route: str) -> None:
         """An asynchronous run was claimed."""
+        self._flood.arrived()
+        self._await_start(run_id, route)
+
+    def _await_start(self, run_id: str, route: str) -> None:
         if run_id not in self._known and not self._draining:
             self._known.add(run_id)
             self._waiting.setdefault(route, deque()).append(run_id)
@@ -285,10 +293,12 @@ class Dispatcher:
                 except Exception as error:  # noqa: BLE001
                     self._log.error("dispatcher failed", error)
                 ticks += 1
-            self._start_some()
+            held = self._flood.holds() and len(self._known) < self._config.limits.max_queued * _HELD_SHARE
+            if not held:
+                self._start_some()
             self._wake.clear()
             try:
-                async with asyncio.timeout(max(0.01, due - time.monotonic())):
+                async with asyncio.timeout(LOOK_SECONDS if held else max(0.01, due - time.monotonic())):
                     await self._wake.wait()
             except TimeoutError:
                 pass
@@ -348,7 +358,7 @@ class Dispatcher:
             if ticks % _ORPHAN_TICKS == 0:
                 await self.recover()
             for run_id, route in await self._ledger.queued():
-                self.accepted(run_id, route)
+                self._await_start(run_id, route)
         self.on_overload(await self._ledger.waiting() >= self._config.limits.max_queued)
         await self._outbox.scan()
         await self._pool.trim()

@@ -354,11 +354,9 @@ class Ledger:
             LedgerError: nothing was stored.
         """
         now = self._clock()
+        seal, mark = self._sealer.seal, self._sealer.mark
         rows = [
-            (
-                *(run_id, route, "async", self._sealer.mark(body_hash), "queued"),
-                *(None, self._sealer.seal(run_id, payload), None, now, now),
-            )
+            (run_id, route, "async", mark(body_hash), "queued", None, seal(run_id, payload), None, now, now)
             for run_id, route, body_hash, payload in claims
         ]
 

@@ -175,3 +175,37 @@ def test_a_malformed_proxy_is_no_reply_for_an_agent_either(monkeypatch: pytest.M
             await HttpClient().request("POST", "http://hooks.example/x", [], b"{}", 1)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "path"),
+    [
+        ("http://a.example", "http://a.example", "/"),
+        (
+            "https://a.example:8443/v1/runs/r_1?version=v2",
+            "https://a.example:8443",
+            "/v1/runs/r_1?version=v2",
+        ),
+        ("https://u:p@a.example/x", "https://u:p@a.example", "/x"),
+        ("https://a.example/x y/ü?q=a b", "https://a.example", "/x%20y/%C3%BC?q=a%20b"),
+        ("https://a.example?q=1", "https://a.example", "/?q=1"),
+        ("https://a.example/x?", "https://a.example", "/x"),
+        ("https://a.example/x#part", "https://a.example", "/x"),
+        ("https://a.example/x%2Fy", "https://a.example", "/x%2Fy"),
+        ("https://[::1]:80/x", "https://[::1]:80", "/x"),
+        ("http://a.example/x\r\nHost: b", "http://a.example", "/xHost:%20b"),
+    ],
+)
+def test_what_of_a_url_is_sent(url: str, origin: str, path: str) -> None:
+    assert http_client._split(url) == (origin, path)
+    assert http_client._target(origin).secure is origin.startswith("https")
+
+
+def test_each_origin_is_looked_at_once() -> None:
+    http_client._target.cache_clear()
+    for number in range(50):
+        origin, _ = http_client._split(f"http://a.example/v1/actions/runs/r_{number}")
+        http_client._target(origin)
+        http_client._proxy_for(origin)
+    assert http_client._target.cache_info().misses == 1
+    assert http_client._proxy_for.cache_info().misses == 1

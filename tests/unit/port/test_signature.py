@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from port_webhook_handlers.port.signature import (
     MAX_BODY_BYTES,
     VerificationError,
+    mac,
     sign,
     verify,
     verify_official_agent,
@@ -54,15 +55,20 @@ def test_any_active_secret_is_accepted_and_all_are_tried(monkeypatch):
     verify([SECRET, "next"], SIGNATURE, STAMP, BODY, now=NOW)
     verify(["previous", SECRET], SIGNATURE, STAMP, BODY, now=NOW)
     keys = []
-    digest = hmac.digest
 
-    def recording(key, message, algorithm):
+    def recording(key, message):
         keys.append(key)
-        return digest(key, message, algorithm)
+        return mac(key, message)
 
-    monkeypatch.setattr(hmac, "digest", recording)
+    monkeypatch.setattr("port_webhook_handlers.port.signature.mac", recording)
     verify([SECRET, "b", "c"], SIGNATURE, STAMP, BODY, now=NOW)
     assert keys == [SECRET.encode(), b"b", b"c"]
+
+
+def test_a_mac_is_that_of_the_standard_library_for_any_key_and_in_any_order():
+    for key in (b"k", b"a" * 64, b"b" * 65, SECRET.encode(), b"k"):
+        for message in (b"", BODY, b"\0" * 5000):
+            assert mac(key, message) == hmac.digest(key, message, "sha256")
 
 
 def test_wrong_secret_altered_body_and_altered_timestamp():

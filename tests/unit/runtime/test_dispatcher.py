@@ -184,3 +184,48 @@ def test_a_busy_route_does_not_keep_others_waiting(tmp_path: Path, port: FakePor
         await b.outbox.flush(20)
 
     run(tmp_path, port, scenario)
+
+
+def test_a_flood_is_accepted_before_it_is_run(
+    tmp_path: Path, port: FakePort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(b: Bench) -> None:
+        holds = [True]
+        monkeypatch.setattr(b.dispatcher._flood, "holds", lambda: holds[0])
+        for number in range(20):
+            await b.accept("work", f"r_{number}", text="a")
+        await asyncio.sleep(0.3)
+        assert not b.pool.requests
+        holds[0] = False
+        for number in range(20):
+            assert (await ended(port, f"r_{number}"))["status"] == "SUCCESS"
+
+    run(tmp_path, port, scenario)
+
+
+def test_a_flood_does_not_fill_the_queue_with_runs_that_wait(
+    tmp_path: Path, port: FakePort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(b: Bench) -> None:
+        monkeypatch.setattr(b.dispatcher._flood, "holds", lambda: True)
+        object.__setattr__(b.dispatcher._config.limits, "max_queued", 40)
+        for number in range(9):
+            await b.accept("work", f"r_{number}", text="a")
+        await asyncio.sleep(0.3)
+        assert not b.pool.requests
+        await b.accept("work", "r_9", text="a")
+        await ended(port, "r_0")
+
+    run(tmp_path, port, scenario)
+
+
+def test_runs_of_an_earlier_server_are_no_flood(tmp_path: Path, port: FakePort) -> None:
+    async def scenario(b: Bench) -> None:
+        for number in range(150):
+            await b.ledger.claim(
+                f"r_{number}", "work", "async", b"", envelope("work", f"r_{number}", text="a")
+            )
+        await ended(port, "r_149")
+        assert b.dispatcher._flood._count == 0
+
+    run(tmp_path, port, scenario)
