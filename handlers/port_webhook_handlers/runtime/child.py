@@ -17,6 +17,7 @@ later server decides what becomes of the run, so this one must not go on working
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import os
@@ -28,7 +29,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,7 +107,8 @@ class Channel:
         """
         ends = "result" in message
         if ends:
-            message = {**message, "seconds": time.perf_counter() - self._began}
+            # Rounded, because the quick reader leaves numbers of many digits to the standard library.
+            message = {**message, "seconds": round(time.perf_counter() - self._began, 6)}
         line = _write_line(message) + b"\n"
         with self._wire.lock:
             if self.ended:
@@ -220,15 +222,20 @@ def _prepare(handler: str) -> None:
 
 def _run(request: dict[str, Any], channel: Channel) -> None:
     try:
-        from port_webhook_handlers.sdk.invoke import run_request
-
-        run_request(request, channel.send)
+        _invoke()(request, channel.send)
     except BaseException as error:  # noqa: BLE001
         # SystemExit as well: a handler must not be able to end a run without a result.
         channel.send(_failure(f"The handler raised {type(error).__name__}.", type(error).__name__))
     else:
         if not channel.ended:
             channel.send(_failure("The handler ended without a result.", "MissingResult"))
+
+
+@functools.cache
+def _invoke() -> Callable[[Mapping[str, Any], Callable[[dict[str, Any]], None]], None]:
+    from port_webhook_handlers.sdk.invoke import run_request
+
+    return run_request
 
 
 def _failure(summary: str, error_type: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from port_webhook_handlers.port.compact_json import compact
 from port_webhook_handlers.port.encryption import DecryptionError
+from port_webhook_handlers.port.json_codec import lines_codec
 from port_webhook_handlers.port.payload import ENVELOPE
 from port_webhook_handlers.process import ProcessIdentity
 from port_webhook_handlers.runtime.children import ChildPool, kill_orphan, line
@@ -54,6 +55,8 @@ INTERRUPTED: Final = (
 STOPPED: Final = (
     "The run was interrupted, outcome unknown: the listener was stopped while its handler was running."
 )
+
+_, _write = lines_codec()
 
 _TICK_SECONDS: Final = 1.0
 _ORPHAN_TICKS: Final = 5
@@ -258,8 +261,10 @@ class Dispatcher:
     def answered(self, run_id: str, answer: Answer, then: Callable[[Answer, bytes], None]) -> None:
         """Stores the answer of a synchronous run and hands it out."""
         try:
-            text = compact(answer.body).encode()
-        except ValueError:
+            text = _write(answer.body)
+            if not text.isascii():
+                text = compact(answer.body).encode()
+        except (TypeError, ValueError):
             # A handler's process may send what is not quite JSON.
             answer = Answer(500, {"error": "handler_error", "message": "The response is not JSON."})
             text = compact(answer.body).encode()

@@ -45,11 +45,13 @@ class InputsValidator:
             if surely_valid(self._schema, inputs):
                 return {}
             self._validate = _compile(self._schema)
-        import fastjsonschema
-
         try:
             self._validate(inputs)
-        except fastjsonschema.JsonSchemaValueException as error:
+        except Exception as error:
+            import fastjsonschema
+
+            if not isinstance(error, fastjsonschema.JsonSchemaValueException):
+                raise
             return self._all_errors(inputs) or {_place(error): _problem(error)}
         return {}
 

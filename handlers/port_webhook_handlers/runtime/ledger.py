@@ -1,10 +1,11 @@
 """The durable record of runs, in SQLite.
 
-Everything goes through one thread with one connection. It commits in groups, so that many claims share one
-`fdatasync`; a caller gets its result only after the commit. What is asked within one turn of the event loop is
-handed over together. The claims of a group are one statement, and so are its answers; a group of nothing else is
-its own transaction. Each statement lets go of the interpreter, and to get it back while the event loop is busy costs
-far more than the statement. Bodies, answers and reports are encrypted at rest.
+One connection writes in groups, so that many claims share one `fdatasync`; a caller gets its result only after that.
+What is asked within one turn of the event loop is one group. Its claims are one statement, and so are its answers.
+These two are executed where they are asked for, since waking a thread and getting the interpreter back from it costs
+more than they do; a thread waits for the disk and executes everything else. An answer does not wait for the disk: its
+claim is there, so a loss of power can take the answer to a repeat within that moment, never the knowledge that the run
+was started. Bodies, answers and reports are encrypted at rest.
 Several server processes may use one ledger at a time, as during an exchange of servers: whatever must happen
 once is a conditional statement.
 """
@@ -40,6 +41,7 @@ _BULK_ROWS: Final = 64
 _CHECKPOINT_ROWS: Final = 4_000
 _NONCE_BYTES: Final = 12
 _KEY_CHECK: Final = "key"
+_fdatasync: Final = getattr(os, "fdatasync", os.fsync)
 
 # Rows lie in the order of their arrival: by run id, which is random, every claim would write a page of its own. A
 # synchronous run is in no index but that of run ids, because each one costs as much as the row; what must be looked
@@ -159,12 +161,27 @@ class _Step:
 
 
 class _Group:
-    """What is committed together."""
+    """What is committed together.
 
-    __slots__ = ("answers", "claims", "count", "ends", "error", "others", "reported", "starts")
+    Attributes:
+        parts: how many groups it is made of.
+        count: how much is in it.
+        rows: how much was written since the group before.
+        stored: claims that only wait for the disk.
+        error: why the rest was not stored.
+        lost: why nothing of it is on disk.
+    """
+
+    __slots__ = (
+        "answers", "claims", "count", "ends", "error", "lost", "others", "parts", "reported", "rows", "starts", "stored",
+    )  # fmt: skip
 
     def __init__(self) -> None:
+        self.parts = 1
         self.count = 0
+        self.rows = 0
+        self.stored: list[_Claim] = []
+        self.lost: LedgerError | None = None
         self.claims: list[_Claim] = []
         self.answers: list[tuple[tuple[Any, ...], Callable[[LedgerError | None], None]]] = []
         self.others: list[_Operation] = []
@@ -175,7 +192,10 @@ class _Group:
 
     def add(self, following: _Group) -> None:
         """Takes in what was asked later."""
+        self.parts += following.parts
         self.count += following.count
+        self.rows += following.rows
+        self.stored += following.stored
         self.claims += following.claims
         self.answers += following.answers
         self.others += following.others
@@ -201,11 +221,16 @@ class Ledger:
         self._clock = clock
         self._queue: queue.SimpleQueue[_Group | None] = queue.SimpleQueue()
         self._submitted = _Group()
+        # Groups that the writer has not answered yet.
+        self._handed_over = 0
         # Claims of one mode that were the first look all alike.
         self._new = {
             "sync": Claim(True, True, "running", owner, None, 0),
             "async": Claim(True, True, "queued", None, None, 0),
         }
+        # Nobody uses the connection without it; the event loop does not wait for it.
+        self._sql = threading.Lock()
+        self._unsynced = 0
         self._answers_from = 0
         self._checkpointer: threading.Thread | None = None
         self._unchecked = 0
@@ -229,19 +254,21 @@ class Ledger:
                 self._path, isolation_level=None, check_same_thread=False, timeout=5, cached_statements=256
             )
             connection.execute("PRAGMA journal_mode=WAL")
-            # In WAL mode FULL is what makes a commit survive a loss of power, not just of the process.
-            connection.execute("PRAGMA synchronous=FULL")
+            # A commit survives the process; what makes it survive a loss of power is in `_sync`.
+            connection.execute("PRAGMA synchronous=NORMAL")
             # Another thread does it: nobody's claim should wait for it.
             connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.executescript(_SCHEMA)
             self._enter(connection)
             self._check_key(connection)
+            self._log_file = os.open(f"{self._path}-wal", os.O_RDWR)
         except (OSError, sqlite3.Error) as error:
             if connection is not None:
                 connection.close()
             raise LedgerError(
                 f"ledger {self._path}: cannot be opened ({error}); move it away to start with an empty one"
             ) from error
+        self._connection = connection
         self._thread = threading.Thread(target=self._work, args=(connection,), name="ledger", daemon=True)
         self._closed = False
         self._thread.start()
@@ -393,7 +420,7 @@ class Ledger:
             run_id: Port's run id.
             status: HTTP status.
             text: the answer's body, JSON.
-            then: called when the answer is on disk, or with the error; must not raise.
+            then: called when the answer outlives this process, or with the error; must not raise.
         """
         if self._closed:
             then(LedgerError("the ledger is closed"))
@@ -751,17 +778,50 @@ class Ledger:
         return group
 
     def _gather(self, seen: int, until: float) -> None:
-        """Waits for more as long as each turn of the event loop brings some."""
+        """Waits for more while the writer has something to do and each turn of the event loop brings some."""
         count = self._submitted.count
-        if seen < count < _GROUP_ROWS and self._loop.time() < until:
+        if self._handed_over and seen < count < _GROUP_ROWS and self._loop.time() < until:
             self._loop.call_soon(self._gather, count, until)
         else:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        if self._submitted.count:
-            submitted, self._submitted = self._submitted, _Group()
-            self._queue.put(submitted)
+        if not self._submitted.count:
+            return
+        group, self._submitted = self._submitted, _Group()
+        self._unsynced += group.count
+        if not self._write_here(group):
+            group.rows, self._unsynced = self._unsynced, 0
+            self._handed_over += 1
+            self._queue.put(group)
+
+    def _write_here(self, group: _Group) -> bool:
+        """Writes claims and answers; whether nothing else is to be done, not even to wait for the disk."""
+        claims, answers = group.claims, group.answers
+        if group.count != len(claims) + len(answers) or group.count > _BULK_ROWS:
+            return False
+        if not self._sql.acquire(blocking=False):
+            return False
+        try:
+            if claims and self._written(_claims, [claim.row for claim in claims]):
+                group.stored, group.claims = claims, []
+            answered = bool(answers) and self._written(_answers, [row for row, _ in answers])
+        finally:
+            self._sql.release()
+        if answered:
+            self._rows += len(answers)
+            group.answers, group.count = [], len(claims)
+            for _, then in answers:
+                _tell(then, None)
+        return not group.count
+
+    def _written(self, statement: Callable[[int], str], rows: Sequence[tuple[Any, ...]]) -> bool:
+        try:
+            _in_bulk(self._connection, statement, rows)
+        except sqlite3.Error:
+            # A repeat among the claims, or a failing disk: the writer finds out.
+            return False
+        return True
 
     def _work(self, connection: sqlite3.Connection) -> None:
         running = True
@@ -775,15 +835,11 @@ class Ledger:
                     group.add(following)
             except queue.Empty:
                 pass
-            try:
-                _execute(connection, group, self.owner, self._clock())
-                self._commits += 1
-                self._checkpoint(connection, group.count)
-                self._rows += group.count
-            except sqlite3.Error as error:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                group.error = LedgerError(f"nothing was stored: {error}")
+            with self._sql:
+                if group.count > len(group.stored):
+                    self._commit(connection, group)
+                self._checkpoint(connection, group.rows)
+            self._sync(connection, group)
             self._deliver(group)
         if self._checkpointer is not None:
             self._checkpointer.join()
@@ -791,6 +847,28 @@ class Ledger:
             connection.close()
         except sqlite3.Error:
             pass
+        os.close(self._log_file)
+
+    def _commit(self, connection: sqlite3.Connection, group: _Group) -> None:
+        try:
+            _execute(connection, group, self.owner, self._clock())
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            group.error = LedgerError(f"nothing was stored: {error}")
+
+    def _sync(self, connection: sqlite3.Connection, group: _Group) -> None:
+        """Makes what was committed survive a loss of power, which in WAL mode is up to the log's file alone."""
+        if group.error is not None and not group.stored:
+            return
+        try:
+            _fdatasync(self._log_file)
+        except OSError as error:
+            group.lost = LedgerError(f"nothing was stored: {error.strerror}")
+            # Their senders are told that nothing was stored, so nothing may be left of them.
+            lost = [(claim.row[0],) for claim in (*group.stored, *group.claims) if claim.result is None]
+            with self._sql, contextlib.suppress(sqlite3.Error):
+                connection.executemany("DELETE FROM runs WHERE run_id=?", lost)
 
     def _checkpoint(self, connection: sqlite3.Connection, rows: int) -> None:
         """Lets the log be copied into the database once it is long, and starts it anew once that has happened."""
@@ -814,9 +892,16 @@ class Ledger:
             finally:
                 connection.close()
 
+    def _resolve(self, group: _Group) -> None:
+        self._handed_over -= group.parts
+        if group.error is None and group.lost is None:
+            self._commits += 1
+            self._rows += group.count
+        _resolve(group)
+
     def _deliver(self, group: _Group) -> None:
         try:
-            self._loop.call_soon_threadsafe(_resolve, group)
+            self._loop.call_soon_threadsafe(self._resolve, group)
         except RuntimeError:
             # The loop has ended; nobody waits.
             pass
@@ -874,15 +959,6 @@ def _execute(connection: sqlite3.Connection, group: _Group, owner: str, now: flo
     Claims come first and answers last; reports are among the others, which come before the steps that end a run.
     """
     claims, answers = group.claims, group.answers
-    if group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)):
-        # One statement is a transaction of its own.
-        try:
-            _in_bulk(connection, _claims, [claim.row for claim in claims])
-            _in_bulk(connection, _answers, [row for row, _ in answers])
-        except sqlite3.IntegrityError:
-            pass
-        else:
-            return
     connection.execute("BEGIN IMMEDIATE")
     if claims:
         for claim, new in zip(claims, _claim_rows(connection, [claim.row for claim in claims]), strict=True):
@@ -989,7 +1065,9 @@ def _apply(connection: sqlite3.Connection, operation: _Operation) -> None:
 
 
 def _resolve(group: _Group) -> None:
-    error = group.error
+    for claim in group.stored:
+        _tell(claim.then, claim.result, group.lost)
+    error = group.error or group.lost
     for claim in group.claims:
         _tell(claim.then, claim.result, error)
     for _, then in group.answers:

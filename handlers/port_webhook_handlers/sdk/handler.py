@@ -31,6 +31,7 @@ ATTRIBUTE = "__port_handler__"
 _RESERVED = "_verification"
 _SYNC_LIMIT = 29
 _ASYNC_DEFAULT, _SYNC_DEFAULT = 870, 25
+_NO_INPUTS = Form()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Handler:
     @property
     def form(self) -> Form:
         """The form of its inputs; an empty one if it takes none."""
-        return Form() if self.inputs is None else self.inputs.port_form
+        return _NO_INPUTS if self.inputs is None else self.inputs.port_form
 
     def permissions_in(
         self, target: Literal["aws", "kubernetes"], settings: Mapping[str, Any]

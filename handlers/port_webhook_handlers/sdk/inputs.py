@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, ClassVar, Self, dataclass_transform
@@ -165,24 +165,31 @@ class Form:
     def _keys(self) -> frozenset[str]:
         return frozenset(item.key for item in self.inputs)
 
+    @functools.cached_property
+    def _conversions(self) -> tuple[tuple[str, str, Callable[[object, str], object], bool, bool], ...]:
+        return tuple(
+            (item.key, item.attribute, item.kind.convert, item.required, item.optional)
+            for item in self.inputs
+        )
+
     def convert(self, values: Mapping[str, Any], path: str = "inputs") -> dict[str, Any]:
         """Attributes of the inputs of a request; those it leaves out are not among them.
 
         Raises:
             InputError: an input is missing, unknown or of another type.
         """
-        for key in values:
-            if key not in self._keys:
-                raise InputError(f"{path}.{key}", "is not an input of this action")
+        if not self._keys.issuperset(values):
+            key = next(key for key in values if key not in self._keys)
+            raise InputError(f"{path}.{key}", "is not an input of this action")
         attributes: dict[str, Any] = {}
-        for item in self.inputs:
-            value = values.get(item.key)
+        for key, attribute, convert, required, optional in self._conversions:
+            value = values.get(key)
             if value is not None:
-                attributes[item.attribute] = item.kind.convert(value, f"{path}.{item.key}")
-            elif item.required:
-                raise InputError(f"{path}.{item.key}", "is missing")
-            elif item.optional and item.key in values:
-                attributes[item.attribute] = None
+                attributes[attribute] = convert(value, f"{path}.{key}")
+            elif required:
+                raise InputError(f"{path}.{key}", "is missing")
+            elif optional and key in values:
+                attributes[attribute] = None
         return attributes
 
 

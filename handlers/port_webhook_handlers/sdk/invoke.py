@@ -22,7 +22,7 @@ from typing import Any
 
 from port_webhook_handlers.sdk.errors import InputError, RetryableError, SdkError
 from port_webhook_handlers.sdk.handler import Handler, handler_of
-from port_webhook_handlers.sdk.inputs import Form, Inputs
+from port_webhook_handlers.sdk.inputs import Form
 from port_webhook_handlers.sdk.redaction import Redactor
 from port_webhook_handlers.sdk.results import Failure, HandedOver, Result, Success
 from port_webhook_handlers.sdk.run import Message, Run, Send, check_size, shortened
@@ -61,8 +61,9 @@ def run_handler(handler: Handler, request: Mapping[str, Any], send: Send) -> Non
     inputs = request.get("inputs") or {}
     secrets = request.get("secrets") or {}
     redactor = _NO_SECRETS
-    if secrets or handler.form.encrypted:
-        hidden = [inputs.get(key) for key in handler.form.encrypted if isinstance(inputs, Mapping)]
+    encrypted = handler.form.encrypted
+    if secrets or encrypted:
+        hidden = [inputs.get(key) for key in encrypted if isinstance(inputs, Mapping)]
         redactor = Redactor([*_secret_texts(secrets), *(text for text in hidden if isinstance(text, str))])
     try:
         run = Run(
@@ -97,23 +98,25 @@ def _find(target: str) -> Handler:
 def _call(handler: Handler, inputs: Mapping[str, Any], run: Run) -> Result | None:
     arguments: dict[str, object] = {}
     for name, kind in handler.parameters.items():
-        if issubclass(kind, Inputs):
-            _check_decrypted(handler.form, inputs)
-            arguments[name] = kind.from_json(inputs)
-        else:
+        if kind is Run:
             arguments[name] = run
+        else:
+            _check_decrypted(handler.form, inputs)
+            arguments[name] = kind.from_json(inputs)  # type: ignore[attr-defined]
     result = handler.function(**arguments)
-    if result is not None and not isinstance(result, _RESULTS) and inspect.isawaitable(result):
-        import asyncio
-
-        async def wait() -> Any:
-            return await result
-
-        result = asyncio.run(wait())
     if result is not None and not isinstance(result, _RESULTS):
-        raise TypeError(
-            f"the handler returned {type(result).__name__}; return Success(…), Failure(…), HandedOver(…) or None"
-        )
+        if inspect.isawaitable(result):
+            import asyncio
+
+            async def wait() -> Any:
+                return await result
+
+            result = asyncio.run(wait())
+        if result is not None and not isinstance(result, _RESULTS):
+            raise TypeError(
+                f"the handler returned {type(result).__name__}; "
+                "return Success(…), Failure(…), HandedOver(…) or None"
+            )
     if isinstance(result, HandedOver) and handler.mode == "sync":
         raise TypeError("a synchronous run ends with its answer; hand over in mode async")
     return result

@@ -148,7 +148,7 @@ class Run:
         self._redactor = redactor or Redactor(self._secrets.values())
         self._send = send
         self._lock = threading.Lock()
-        self._links: list[str] = []
+        self._links: tuple[str, ...] = ()
         self._entities = 0
         self._ended = False
 
@@ -212,7 +212,7 @@ class Run:
     def link(self, url: str) -> None:
         """Adds a link to the run's page."""
         with self._lock:
-            self._links.append(str(url))
+            self._links += (str(url),)
             links = list(self._links)
         self._report({"link": links[0] if len(links) == 1 else links})
 
@@ -290,7 +290,9 @@ def check_size(value: object, what: str) -> None:
     Raises:
         ValueError: it is larger than one MiB.
     """
-    size = 0 if value is None else len(_written(value))
+    if value is None:
+        return
+    size = len(_written(value))
     if size > _LARGEST_JSON:
         raise ValueError(f"{what} has {size} bytes; Port takes one MiB at most")
 

@@ -1,14 +1,18 @@
 import asyncio
+import errno
 import gc
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from port_webhook_handlers.runtime import ledger as module
 from port_webhook_handlers.runtime.claims import Answer, Claim, LedgerError
 from port_webhook_handlers.runtime.ledger import Ledger
 
@@ -804,3 +808,204 @@ def test_a_copy_under_way_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
 
     run(tmp_path / "ledger.db", scenario)
     assert ended.is_set()
+
+
+def soon(ledger: Ledger, run_id: str) -> asyncio.Future[Claim]:
+    """A claim of a synchronous run, without a coroutine."""
+    claimed: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
+
+    def then(claim: Claim | None, error: LedgerError | None) -> None:
+        if error is not None:
+            claimed.set_exception(error)
+        else:
+            assert claim is not None
+            claimed.set_result(claim)
+
+    ledger.claim_soon(run_id, "route", "sync", b"hash", b"", then)
+    return claimed
+
+
+def answered(ledger: Ledger, run_id: str) -> asyncio.Future[LedgerError | None]:
+    told: asyncio.Future[LedgerError | None] = asyncio.get_running_loop().create_future()
+    ledger.answer_soon(run_id, 200, b"{}", told.set_result)
+    return told
+
+
+def test_only_what_is_out_of_the_ordinary_is_executed_by_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed: list[int] = []
+    execute = module._execute
+
+    def recording(connection: sqlite3.Connection, group: module._Group, *rest: Any) -> None:
+        executed.append(group.count)
+        execute(connection, group, *rest)
+
+    monkeypatch.setattr(module, "_execute", recording)
+
+    async def scenario(ledger: Ledger) -> None:
+        assert (await soon(ledger, "r_1")).new
+        assert await answered(ledger, "r_1") is None
+        claims = await asyncio.gather(*(soon(ledger, f"m_{number}") for number in range(64)))
+        assert all(claim.new for claim in claims)
+        assert executed == []
+        again, other = soon(ledger, "r_1"), soon(ledger, "r_2")
+        claim = await again
+        assert (claim.new, claim.same, claim.answer) == (False, True, Answer(200, {}))
+        assert (await other).new
+        assert executed == [2], "a repeat among them"
+        mixed = [answered(ledger, "m_0"), answered(ledger, "r_2")]
+        more = [soon(ledger, f"n_{number}") for number in range(3)]
+        assert await asyncio.gather(*mixed) == [None, None]
+        assert all(claim.new for claim in await asyncio.gather(*more))
+        assert executed == [2]
+        await ledger.queued()
+        assert executed == [2, 1]
+        del executed[:]
+        many = await asyncio.gather(*(soon(ledger, f"o_{number}") for number in range(65)))
+        assert all(claim.new for claim in many)
+        assert executed == [65], "too many for one statement"
+        gauges = await ledger.gauges()
+        # The question itself is counted as well.
+        assert gauges["port_webhook_ledger_rows_total"][()] == 1 + 1 + 64 + 2 + 5 + 1 + 65 + 1
+        assert gauges["port_webhook_ledger_commits_total"][()] == 1 + 1 + 1 + 1 + 1 + 1 + 1
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_an_answer_does_not_wait_for_the_disk_and_a_claim_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, waiting = threading.Event(), threading.Event()
+    go.set()
+    fdatasync = module._fdatasync
+
+    def blocking(descriptor: int) -> None:
+        waiting.set()
+        assert go.wait(20)
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(module, "_fdatasync", blocking)
+
+    async def scenario(ledger: Ledger) -> None:
+        assert (await soon(ledger, "r_1")).new
+        go.clear()
+        waiting.clear()
+        claimed = soon(ledger, "r_2")
+        await asyncio.to_thread(waiting.wait, 20)
+        assert await asyncio.wait_for(answered(ledger, "r_1"), 5) is None
+        other = soon(ledger, "r_3")
+        both = soon(ledger, "r_4"), answered(ledger, "r_1")
+        assert await asyncio.wait_for(both[1], 5) is None
+        await asyncio.sleep(0.05)
+        assert not (claimed.done() or other.done() or both[0].done())
+        go.set()
+        assert (await claimed).new
+        assert (await other).new
+        assert (await both[0]).new
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_claims_that_the_disk_does_not_keep_are_not_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = [False]
+    fdatasync = module._fdatasync
+
+    def failing(descriptor: int) -> None:
+        if fails[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(module, "_fdatasync", failing)
+
+    async def scenario(ledger: Ledger) -> None:
+        assert (await soon(ledger, "r_1")).new
+        fails[0] = True
+        lost = [soon(ledger, "r_2"), soon(ledger, "r_3")]
+        for claim in lost:
+            with pytest.raises(LedgerError, match="nothing was stored: Input/output error"):
+                await claim
+        with pytest.raises(LedgerError, match="nothing was stored"):
+            await accept(ledger, "r_4")
+        # The repeat lets the writer execute both.
+        both = [soon(ledger, "r_1"), soon(ledger, "r_5")]
+        for claim in both:
+            with pytest.raises(LedgerError, match="nothing was stored"):
+                await claim
+        with pytest.raises(LedgerError):
+            await ledger.finish("r_1", {"status": "SUCCESS"})
+        rows = (ledger._rows, ledger._commits)
+        fails[0] = False
+        assert (ledger._rows, ledger._commits) == rows == (1, 1)
+        assert not (await soon(ledger, "r_1")).new, "what was there before stays"
+        for name in ("r_2", "r_3", "r_5"):
+            assert (await soon(ledger, name)).new
+        assert await accept(ledger, "r_4")
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_what_cannot_be_written_at_once_is_left_to_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = threading.get_ident()
+    in_bulk, refused = module._in_bulk, [False]
+
+    def refusing(*arguments: Any) -> None:
+        if refused[0] and threading.get_ident() == here:
+            raise sqlite3.OperationalError("database is locked")
+        in_bulk(*arguments)
+
+    monkeypatch.setattr(module, "_in_bulk", refusing)
+
+    async def scenario(ledger: Ledger) -> None:
+        refused[0] = True
+        assert (await soon(ledger, "r_1")).new
+        assert await answered(ledger, "r_1") is None
+        refused[0] = False
+        with ledger._sql:
+            claimed = soon(ledger, "r_2")
+            await asyncio.sleep(0.05)
+            assert not claimed.done(), "somebody else uses the connection"
+        assert (await claimed).new
+        assert (await soon(ledger, "r_1")).answer == Answer(200, {})
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_an_answer_that_cannot_be_stored_says_so_and_claims_beside_it_are_kept(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        assert (await soon(ledger, "r_1")).new
+        with ledger._sql:
+            ledger._connection.execute(
+                "CREATE TRIGGER full BEFORE UPDATE ON runs BEGIN SELECT raise(ABORT, 'disk is full'); END"
+            )
+        claimed, told = soon(ledger, "r_2"), answered(ledger, "r_1")
+        assert (await claimed).new
+        assert "disk is full" in str(await told)
+        assert "disk is full" in str(await answered(ledger, "r_1"))
+        with ledger._sql:
+            ledger._connection.execute("DROP TRIGGER full")
+        assert not (await soon(ledger, "r_2")).new
+        assert await answered(ledger, "r_1") is None
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_the_log_is_copied_also_where_answers_pass_the_writer_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHECKPOINT_ROWS", 30)
+
+    async def scenario(ledger: Ledger) -> None:
+        for number in range(10):
+            await soon(ledger, f"r_{number}")
+        assert ledger._checkpointer is None
+        for number in range(19):
+            await answered(ledger, f"r_{number % 10}")
+        await soon(ledger, "last")
+        assert ledger._checkpointer is not None
+
+    run(tmp_path / "ledger.db", scenario)
