@@ -120,16 +120,19 @@ EQUIVALENT = {
     "ledger Ledger._group: if not group.count:: not group.count if True": (
         "further looks at a group that is handed over already"
     ),
-    "ledger Ledger._gather: if seen < count < _GROUP_ROWS and self._loop.time() < until:: seen < count < _GROUP_ROWS [1] to LtE": (
+    "ledger Ledger._gather: if self._handed_over and seen < count < _GROUP_ROWS and (self._loop.time() < until):: seen < count < _GROUP_ROWS [0] to LtE": (
         "how long a group waits for more"
     ),
-    "ledger Ledger._gather: if seen < count < _GROUP_ROWS and self._loop.time() < until:: self._loop.time() < until [0] to LtE": (
+    "ledger Ledger._gather: if self._handed_over and seen < count < _GROUP_ROWS and (self._loop.time() < until):: seen < count < _GROUP_ROWS [1] to LtE": (
         "how long a group waits for more"
     ),
-    "ledger Ledger._hand_over: if self._submitted.count:: self._submitted.count if True": (
+    "ledger Ledger._gather: if self._handed_over and seen < count < _GROUP_ROWS and (self._loop.time() < until):: self._loop.time() < until [0] to LtE": (
+        "how long a group waits for more"
+    ),
+    "ledger Ledger._hand_over: if not self._submitted.count:: not self._submitted.count if False": (
         "a group of nothing"
     ),
-    "ledger Ledger._gather: if seen < count < _GROUP_ROWS and self._loop.time() < until:: seen < count < _GROUP_ROWS and self._loop.time() < until if False": (
+    "ledger Ledger._gather: if self._handed_over and seen < count < _GROUP_ROWS and (self._loop.time() < until):: self._handed_over and seen < count < _GROUP_ROWS and (self._loop.time() < until) if False": (
         "how long a group waits for more"
     ),
     "ledger Ledger._work: while group.count < _GROUP_ROWS:: group.count < _GROUP_ROWS [0] to LtE": (
@@ -154,11 +157,8 @@ EQUIVALENT = {
     "ledger _first_since: if row is None:: row is None if True": (
         "more rows are looked at; the conditions on their times decide"
     ),
-    "ledger _execute: if group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)):: group.count <= _BULK_ROWS [0] to Lt": (
-        "one statement in a transaction of its own or in one that is begun"
-    ),
-    "ledger _execute: if group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)):: group.count <= _BULK_ROWS and group.count in (len(claims), len(answers)) if False": (
-        "one statement in a transaction of its own or in one that is begun"
+    "ledger Ledger._sync: if group.error is not None and (not group.stored):: group.error is not None and (not group.stored) if False": (
+        "one fdatasync more"
     ),
     "ledger _execute: if claims:: claims if True": ("a savepoint around nothing"),
     "ledger _apply: if operation.single:: operation.single if False": (

@@ -895,14 +895,50 @@ def test_an_answer_does_not_wait_for_the_disk_and_a_claim_does(
         await asyncio.to_thread(waiting.wait, 20)
         assert await asyncio.wait_for(answered(ledger, "r_1"), 5) is None
         other = soon(ledger, "r_3")
+        await asyncio.sleep(0.05)
         both = soon(ledger, "r_4"), answered(ledger, "r_1")
         assert await asyncio.wait_for(both[1], 5) is None
         await asyncio.sleep(0.05)
-        assert not (claimed.done() or other.done() or both[0].done())
+        assert ledger._handed_over == 3
+        assert not any(claim.done() for claim in (claimed, other, both[0]))
         go.set()
         assert (await claimed).new
         assert (await other).new
         assert (await both[0]).new
+        assert ledger._handed_over == 0
+        # Of the second answer nothing was handed over yet.
+        assert (ledger._unchecked, ledger._unsynced) == (6, 0)
+        assert await answered(ledger, "r_2") is None
+        assert (ledger._unchecked, ledger._unsynced) == (6, 1)
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_a_commit_waits_for_the_disk_by_itself_only(tmp_path: Path) -> None:
+    descriptors = psutil.Process().num_fds()
+
+    async def scenario(ledger: Ledger) -> None:
+        # The writer does it; SQLite would do it again.
+        assert ledger._connection.execute("PRAGMA synchronous").fetchone() == (1,)
+        assert (await soon(ledger, "r_1")).new
+
+    run(tmp_path / "ledger.db", scenario)
+    assert psutil.Process().num_fds() == descriptors
+
+
+def test_the_writer_survives_a_database_that_somebody_else_holds(tmp_path: Path) -> None:
+    async def scenario(ledger: Ledger) -> None:
+        ledger._connection.execute("PRAGMA busy_timeout=10")
+        other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            with pytest.raises(LedgerError, match="locked"):
+                await soon(ledger, "r_1")
+            assert "locked" in str(await answered(ledger, "r_1"))
+        finally:
+            other.execute("ROLLBACK")
+            other.close()
+        assert (await soon(ledger, "r_1")).new
 
     run(tmp_path / "ledger.db", scenario)
 
@@ -975,15 +1011,28 @@ def test_what_cannot_be_written_at_once_is_left_to_the_writer(
     run(tmp_path / "ledger.db", scenario)
 
 
-def test_an_answer_that_cannot_be_stored_says_so_and_claims_beside_it_are_kept(tmp_path: Path) -> None:
+def test_an_answer_that_cannot_be_stored_says_so_and_claims_beside_it_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fdatasync = module._fdatasync
+
+    def recording(descriptor: int) -> None:
+        synced.append(descriptor)
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(module, "_fdatasync", recording)
+
     async def scenario(ledger: Ledger) -> None:
         assert (await soon(ledger, "r_1")).new
         with ledger._sql:
             ledger._connection.execute(
                 "CREATE TRIGGER full BEFORE UPDATE ON runs BEGIN SELECT raise(ABORT, 'disk is full'); END"
             )
+        del synced[:]
         claimed, told = soon(ledger, "r_2"), answered(ledger, "r_1")
         assert (await claimed).new
+        assert len(synced) == 1
         assert "disk is full" in str(await told)
         assert "disk is full" in str(await answered(ledger, "r_1"))
         with ledger._sql:
@@ -1006,6 +1055,11 @@ def test_the_log_is_copied_also_where_answers_pass_the_writer_by(
         for number in range(19):
             await answered(ledger, f"r_{number % 10}")
         await soon(ledger, "last")
-        assert ledger._checkpointer is not None
+        copying = ledger._checkpointer
+        assert copying is not None
+        await asyncio.to_thread(copying.join)
+        await soon(ledger, "later")
+        assert ledger._checkpointer is None
+        assert ledger._unchecked == 1
 
     run(tmp_path / "ledger.db", scenario)
