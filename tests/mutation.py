@@ -157,6 +157,7 @@ EQUIVALENT = {
     "ledger _first_since: if row is None:: row is None if True": (
         "more rows are looked at; the conditions on their times decide"
     ),
+    "ledger _Group.__init__: self.rows = 0: 0 plus one": ("set anew when the group is handed over"),
     "ledger Ledger._sync: if group.error is not None and (not group.stored):: group.error is not None and (not group.stored) if False": (
         "one fdatasync more"
     ),

@@ -142,7 +142,7 @@ class Blueprint(PortObject):
             except PortApiError as refusal:
                 if refusal.code != "has_dependents":
                     raise
-                raise ProviderError(self._dependents(ctx, id, refusal)) from refusal
+                raise ProviderError(_still_used(id, refusal)) from refusal
 
     def _require(self, ctx: Context, id: str, inputs: Properties) -> None:
         with self.reporting(id):
@@ -165,7 +165,7 @@ class Blueprint(PortObject):
             f"blueprint {id} still has entities: {shown}{more}. Delete them, or set `forceDestroy` to delete them "
             "together with the blueprint"
             if names
-            else f"blueprint {id} is still used by other objects in Port; delete those first ({refusal.message})"
+            else _still_used(id, refusal)
         )
 
     def _remove_with_entities(self, ctx: Context, id: str) -> None:
@@ -182,6 +182,10 @@ class Blueprint(PortObject):
                 raise ProviderError(f"blueprint {id}: Port ended the deletion of its entities with {status}")
             if ctx.cancelled.wait(_POLL_SECONDS):
                 raise ProviderError(f"blueprint {id}: cancelled while Port deletes its entities")
+
+
+def _still_used(id: str, refusal: PortApiError) -> str:
+    return f"blueprint {id} is still used by other objects in Port; delete those first ({refusal.message})"
 
 
 def _missing_parts(declared: Body, present: Body) -> list[str]:

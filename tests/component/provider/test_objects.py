@@ -492,6 +492,19 @@ def test_a_blueprint_with_entities_is_deleted_only_by_force(
     assert port.calls_of().count("GET /v1/migrations/m_1") == 2
 
 
+def test_a_blueprint_that_actions_of_others_use_is_not_deleted_by_force_either(
+    port: FakePort, ctx: Context
+) -> None:
+    state = {**Blueprint().create(ctx, BLUEPRINT, False).outputs, "forceDestroy": True}
+    ctx.memory.clear()
+    port.objects["blueprints/service/entities/e"] = {"identifier": "e"}
+    port.on("DELETE /v1/blueprints/service", *[error(409, "has_dependents")] * 2)
+    port.on("DELETE /v1/blueprints/service/all-entities", error(409, "has_dependents"))
+    with pytest.raises(ProviderError, match="still used by other objects") as refused:
+        Blueprint().delete(ctx, "service", state)
+    assert "forceDestroy" not in str(refused.value)
+
+
 def test_a_failed_or_cancelled_deletion_of_entities_says_so(port: FakePort, ctx: Context) -> None:
     state = {**Blueprint().create(ctx, BLUEPRINT, False).outputs, "forceDestroy": True}
     ctx.memory.clear()
