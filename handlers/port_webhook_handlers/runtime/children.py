@@ -295,6 +295,8 @@ class ChildPool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watching: asyncio.TimerHandle | None = None
         self._assigning = False
+        # Children that have no process yet.
+        self._starting = 0
         self._closed = False
 
     def warm(self) -> None:
@@ -463,7 +465,10 @@ class ChildPool:
         old = sum(child.old for child in route.children[: self._cores])
         if old and not route.spawning:
             wanted = max(wanted, count + 1)
-        for _ in range(wanted - count):
+        # More at once than there are cores would only make the first one ready later, and with it the news of how long
+        # the handler takes.
+        for _ in range(min(wanted - count, self._cores - self._starting)):
+            self._starting += 1
             route.spawning += 1
             self._background(self._join(name, route))
 
@@ -493,7 +498,10 @@ class ChildPool:
                 job.end(self._not_spawned(error, job.run_id))
             self._assign_soon()
             return
+        finally:
+            self._starting -= 1
         if route.children:
+            self._assign_soon()
             # A successor is not needed yet, so it loads the handler first.
             child.write(line({"prepare": route.handler}))
             await asyncio.wait([child.ready, child.closed], return_when=asyncio.FIRST_COMPLETED)

@@ -190,6 +190,30 @@ def test_children_that_are_idle_make_room_for_other_routes(tmp_path: Path) -> No
     run(tmp_path, scenario)
 
 
+def test_no_more_children_are_started_at_once_than_there_are_cores(tmp_path: Path) -> None:
+    async def scenario(b: Bench) -> None:
+        starting, most = [0], [0]
+        spawn = b.pool._spawn
+
+        async def recording() -> children._Child:
+            starting[0] += 1
+            most[0] = max(most[0], starting[0])
+            try:
+                return await spawn()
+            finally:
+                starting[0] -= 1
+
+        b.pool._spawn = recording  # type: ignore[method-assign]
+        many = [b.ask(f"r_{number}", "slow") for number in range(4)]
+        outcomes = await asyncio.gather(b.ask_as("other"), *many)
+        assert {outcome.status for outcome in outcomes} == {"SUCCESS"}
+        # One of them is made ahead, for whoever comes next.
+        assert most[0] <= 2, "of one core"
+        assert len({json.dumps(outcome.response) for outcome in outcomes}) == 5, "slow ones get one each"
+
+    run(tmp_path, scenario)
+
+
 def test_what_is_being_started_ends_with_the_pool(tmp_path: Path) -> None:
     started: list[str] = []
     ended: list[str] = []
