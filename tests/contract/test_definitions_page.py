@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import functools
 import re
 import shlex
 import subprocess
@@ -27,9 +30,25 @@ def blocks(language: str) -> list[str]:
     return found
 
 
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    atexit.register(loop.close)
+    return loop
+
+
+def _need_event_loop() -> None:
+    """Pulumi's mocks run on the thread's event loop, which other tests take away when they end."""
+    try:
+        asyncio.get_event_loop_policy().get_event_loop()
+    except RuntimeError:
+        asyncio.set_event_loop(_loop())
+
+
 @pytest.fixture(scope="module")
 def namespace() -> dict[str, Any]:
     """What the Python examples define, executed in their order."""
+    _need_event_loop()
     names: dict[str, Any] = {}
     for text in blocks("python"):
         exec(compile(text, "definitions.md", "exec"), names)  # noqa: S102 - our own page
@@ -95,6 +114,7 @@ def plain(value: Any) -> Any:
 
 
 def test_the_resources_of_the_page_are_valid(namespace: dict[str, Any]) -> None:
+    _need_event_loop()
     mocks = Checked()
     pulumi.runtime.set_mocks(mocks, preview=False)
     pulumi.runtime.test(namespace["catalogue"])()

@@ -43,7 +43,7 @@ class Watch:
         """
         missing = self._wait(look, self._deadline)
         if missing is not None:
-            raise DeploymentError(f"it was not done within {self._seconds:.3g} s: {missing}")
+            raise DeploymentError(f"it was not done within {round(self._seconds, 1):g} s: {missing}")
 
     def undone(self, look: Callable[[], str | None]) -> bool:
         """Whether going back was done in the time that is left."""
