@@ -25,7 +25,7 @@ from port_webhook_handlers.port.trust import client_context
 _IDLE_SECONDS: Final = 30.0
 _PROXY_AUTHENTICATION_REQUIRED: Final = 407
 _SAFE: Final = "/%:@!$&'()*+,;=~-._"
-# Scheme and authority; what is before them has no place in a URL that is sent.
+# Scheme and authority. A URL in which `urlsplit` would leave something out or read it differently does not match.
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s\\]*")
 # A path with its query that is sent as it is.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9/%:@!$&'()*+,;=~._-]*(?:\?[A-Za-z0-9/%:@!$&'()*+,;=~._?\[\]-]+)?")

@@ -30,13 +30,17 @@ def lines_codec() -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
     except ImportError:
         return json.loads, lambda value: compact(value).encode()
     loads, dumps = orjson.loads, orjson.dumps
+    # It would write every field of a dataclass, also those that its `repr` hides.
+    strictly = (
+        orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+    )
 
     def read(line: bytes) -> Any:
         return json.loads(line) if _LONG_NUMBER in line.translate(_DIGITS_TO_ZERO) else loads(line)
 
     def write(value: Any) -> bytes:
         try:
-            return dumps(value, option=orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME)
+            return dumps(value, option=strictly)
         except TypeError:
             return compact(value).encode()
 

@@ -164,7 +164,12 @@ def _signature(key: bytes, message: bytes) -> bytes:
 
 
 def mac(key: bytes, message: bytes) -> bytes:
-    """HMAC-SHA256, with what the key alone decides kept for the next message."""
+    """HMAC-SHA256, 32 bytes; what the key alone decides is kept for the next message.
+
+    Args:
+        key: a secret; the last few stay in memory in a form that signs as well as they do.
+        message: what is authenticated.
+    """
     state = _keyed(key).copy()
     state.update(message)
     return state.digest()

@@ -41,6 +41,7 @@ _BULK_ROWS: Final = 64
 _CHECKPOINT_ROWS: Final = 4_000
 _NONCE_BYTES: Final = 12
 _KEY_CHECK: Final = "key"
+# macOS has only the other one.
 _fdatasync: Final = getattr(os, "fdatasync", os.fsync)
 
 # Rows lie in the order of their arrival: by run id, which is random, every claim would write a page of its own. A
@@ -864,9 +865,13 @@ class Ledger:
         try:
             _fdatasync(self._log_file)
         except OSError as error:
-            group.lost = LedgerError(f"nothing was stored: {error.strerror}")
-            # Their senders are told that nothing was stored, so nothing may be left of them.
-            lost = [(claim.row[0],) for claim in (*group.stored, *group.claims) if claim.result is None]
+            group.lost = LedgerError(
+                f"nothing was stored: {error.strerror}; the disk of {self._path} fails, look at the system's log"
+            )
+            # Their senders are told that nothing was stored, so nothing may be left of them. Of claims that were not
+            # executed nobody knows whether they are the first with their run id.
+            executed = group.claims if group.error is None else ()
+            lost = [(claim.row[0],) for claim in (*group.stored, *executed) if claim.result is None]
             with self._sql, contextlib.suppress(sqlite3.Error):
                 connection.executemany("DELETE FROM runs WHERE run_id=?", lost)
 

@@ -46,8 +46,11 @@ class Bench:
         self.pool = pool
         self.outbox = outbox
 
-    async def accept(self, name: str, run_id: str, **inputs: Any) -> None:
+    async def claim(self, name: str, run_id: str, **inputs: Any) -> None:
         await self.ledger.claim(run_id, name, "async", b"", envelope(name, run_id, **inputs))
+
+    async def accept(self, name: str, run_id: str, **inputs: Any) -> None:
+        await self.claim(name, run_id, **inputs)
         self.dispatcher.accepted(run_id, name)
 
 
@@ -170,9 +173,7 @@ def test_a_route_that_is_gone_ends_its_runs(tmp_path: Path, port: FakePort) -> N
 def test_a_busy_route_does_not_keep_others_waiting(tmp_path: Path, port: FakePort) -> None:
     async def scenario(b: Bench) -> None:
         for number in range(200):
-            await b.ledger.claim(
-                f"r_{number}", "work", "async", b"", envelope("work", f"r_{number}", text="a")
-            )
+            await b.claim("work", f"r_{number}", text="a")
         for number in range(200):
             b.dispatcher.accepted(f"r_{number}", "work")
         await b.accept("sealed", "r_other")
@@ -222,9 +223,7 @@ def test_a_flood_does_not_fill_the_queue_with_runs_that_wait(
 def test_runs_of_an_earlier_server_are_no_flood(tmp_path: Path, port: FakePort) -> None:
     async def scenario(b: Bench) -> None:
         for number in range(150):
-            await b.ledger.claim(
-                f"r_{number}", "work", "async", b"", envelope("work", f"r_{number}", text="a")
-            )
+            await b.claim("work", f"r_{number}", text="a")
         await ended(port, "r_149")
         assert b.dispatcher._flood._count == 0
 

@@ -983,6 +983,44 @@ def test_claims_that_the_disk_does_not_keep_are_not_claims(
     run(tmp_path / "ledger.db", scenario)
 
 
+def test_a_disk_that_fails_takes_no_earlier_run_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = [False]
+    execute, fdatasync = module._execute, module._fdatasync
+
+    def refusing(*arguments: Any) -> None:
+        if fails[0]:
+            raise sqlite3.OperationalError("disk I/O error")
+        execute(*arguments)
+
+    def failing(descriptor: int) -> None:
+        if fails[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(module, "_execute", refusing)
+    monkeypatch.setattr(module, "_fdatasync", failing)
+
+    async def scenario(ledger: Ledger) -> None:
+        assert (await soon(ledger, "r_1")).new
+        fails[0] = True
+        # A claim that only waits for the disk, and a repeat that the writer has to execute.
+        told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        group = module._Group()
+        group.stored = [module._Claim(("r_2",), lambda _, error: told[0].set_result(error))]
+        group.claims = [module._Claim(("r_1",), lambda _, error: told[1].set_result(error))]
+        group.count = 2
+        ledger._handed_over += 1
+        ledger._queue.put(group)
+        assert "Input/output error" in str(await told[0])
+        assert "disk I/O error" in str(await told[1])
+        fails[0] = False
+        assert not (await soon(ledger, "r_1")).new, "it would run twice"
+
+    run(tmp_path / "ledger.db", scenario)
+
+
 def test_what_cannot_be_written_at_once_is_left_to_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

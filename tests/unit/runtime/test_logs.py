@@ -1,3 +1,5 @@
+import asyncio
+import dataclasses
 import json
 import os
 import subprocess
@@ -107,3 +109,23 @@ def test_every_wrong_input_is_named() -> None:
 def test_what_is_no_schema_is_refused(schema: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="JSON Schema"):
         InputsValidator(schema)
+
+
+def test_a_line_shows_no_more_of_an_object_than_its_text(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Credentials:
+        client_id: str
+        client_secret: str = dataclasses.field(repr=False)
+
+    async def main() -> None:
+        with (tmp_path / "log").open("ab") as stream:
+            log = Log(stream.fileno())
+            log("before", who=Credentials("id", "s3cr3t-value"))
+            log.gather(asyncio.get_running_loop())
+            log("after", who=Credentials("id", "s3cr3t-value"))
+            log.flush()
+
+    asyncio.run(main())
+    text = (tmp_path / "log").read_text()
+    assert "s3cr3t" not in text
+    assert text.count("client_id='id'") == 2
