@@ -200,6 +200,7 @@ def test_a_flood_is_accepted_before_it_is_run(
         holds[0] = False
         for number in range(20):
             assert (await ended(port, f"r_{number}"))["status"] == "SUCCESS"
+        await b.outbox.flush(20)
 
     run(tmp_path, port, scenario)
 
@@ -216,6 +217,7 @@ def test_a_flood_does_not_fill_the_queue_with_runs_that_wait(
         assert not b.pool.requests
         await b.accept("work", "r_9", text="a")
         await ended(port, "r_0")
+        await b.outbox.flush(20)
 
     run(tmp_path, port, scenario)
 
@@ -226,5 +228,6 @@ def test_runs_of_an_earlier_server_are_no_flood(tmp_path: Path, port: FakePort) 
             await b.claim("work", f"r_{number}", text="a")
         await ended(port, "r_149")
         assert b.dispatcher._flood._count == 0
+        await b.outbox.flush(20)
 
     run(tmp_path, port, scenario)
