@@ -80,20 +80,14 @@ EQUIVALENT = {
     ),
     "ledger module: _GROUP_ROWS: Final = 256: 256 plus one": ("a bound of throughput alone"),
     "ledger module: _BULK_ROWS: Final = 64: 64 plus one": ("a bound of throughput alone"),
-    "ledger _Sealer.seal: self._random = os.urandom(_NONCE_BYTES * 256): 256 plus one": (
+    "ledger _nonces: for nonce, in struct.iter_unpack(f'{_NONCE_BYTES}s', os.urandom(_NONCE_BYTES * 256)):: 256 plus one": (
         "how many nonces are drawn at once"
-    ),
-    "ledger _Sealer.seal: if not self._random:: not self._random if True": (
-        "nonces are drawn one at a time instead of many"
     ),
     "ledger Ledger.open: connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5, c: 5 plus one": (
         "how long another process's lock is waited for"
     ),
     "ledger Ledger.open: connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5, c: 256 plus one": (
         "a size of a cache"
-    ),
-    "ledger Ledger.open: connection.execute('PRAGMA synchronous=FULL'): connection.execute('PRAGMA synchronous=FULL') removed": (
-        "SQLite's own default unless it was built with another"
     ),
     "ledger module: _CHECKPOINT_ROWS: Final = 4000: 4000 plus one": ("a bound of throughput alone"),
     "ledger Ledger.__init__: self._answers_from = 0: 0 plus one": ("rows are counted from one"),
@@ -158,7 +152,7 @@ EQUIVALENT = {
         "more rows are looked at; the conditions on their times decide"
     ),
     "ledger _Group.__init__: self.rows = 0: 0 plus one": ("set anew when the group is handed over"),
-    "ledger Ledger._sync: if group.error is not None and (not group.stored):: group.error is not None and (not group.stored) if False": (
+    "ledger Ledger._sync: if group.error is not None and (not (group.stored or group.stored_bulks)):: group.error is not None and (not (group.stored or group.stored_bulks)) if False": (
         "one fdatasync more"
     ),
     "ledger _execute: if claims:: claims if True": ("a savepoint around nothing"),
@@ -179,6 +173,15 @@ EQUIVALENT = {
     ),
     "ledger _execute: for claim, new in zip(claims, _claim_rows(connection, [claim.row for claim in claims]), strict=True): True negated": (
         "both have one item for each claim"
+    ),
+    "ledger Ledger._sync: lost += [(row[0],) for bulk in bulks for row, new in zip(bulk.rows, bulk.result or (), strict=True) : True negated": (
+        "both have one item for each claim"
+    ),
+    "ledger Ledger._written: if len(rows) <= _BULK_ROWS:: len(rows) <= _BULK_ROWS [0] to Lt": (
+        "a transaction around a single statement"
+    ),
+    "ledger Ledger._written: if len(rows) <= _BULK_ROWS:: len(rows) <= _BULK_ROWS if False": (
+        "a transaction around a single statement"
     ),
 }
 

@@ -173,8 +173,8 @@ def from_topic(
     cut = None if value is None else _cut_out(value, secrets)
     # The text that was signed is what is read, so nothing that stood beside it has any meaning.
     document = _parsed(value) if cut is None else _parsed_signed(cut[0])
-    method = _at(document, "payload", "action", "invocationMethod")
-    method = method if isinstance(method, dict) else {}
+    action = _inner(document.get("payload")).get("action")
+    method = _inner(_inner(action).get("invocationMethod"))
     for_agents = method.get("agent") is True
     unsigned_kind = not for_agents and method.get("type", "KAFKA") == "KAFKA"
     if not (for_agents or unsigned_kind):
@@ -187,9 +187,8 @@ def from_topic(
     run_id = _run_id(document)
     if run_id is None:
         raise PoisonError("the message names no run")
-    body = dict(document)
-    headers = body.pop("headers", None)
-    headers = headers if isinstance(headers, dict) else {}
+    body = document.copy()
+    headers = _inner(body.pop("headers", None))
     raw = None
     if cut is None:
         signed = {key.lower(): item for key, item in headers.items() if key.lower() in (SIGNATURE, TIMESTAMP)}
@@ -203,7 +202,7 @@ def from_topic(
     return Message(
         name,
         run_id,
-        legacy or named or _text(_at(document, "payload", "action", "identifier")),
+        legacy or named or _text(_inner(action).get("identifier")),
         f"run {run_id}",
         Invocation(method, headers),
         body,
@@ -322,19 +321,21 @@ def _carries_signature(document: Mapping[str, Any]) -> bool:
 
 
 def _run_id(document: Mapping[str, Any]) -> str | None:
-    for path in (("context", "runId"), ("port_context", "runId"), ("port_context", "run_id")):
-        found = _at(document, *path)
-        if isinstance(found, str) and found:
-            return found
-    return None
+    context = _inner(document.get("port_context"))
+    run_id = _inner(document.get("context")).get("runId")
+    return _text(run_id) or _text(context.get("runId")) or _text(context.get("run_id"))
 
 
 def _named(document: Mapping[str, Any]) -> str | None:
-    return _text(_at(document, "port_context", "action"))
+    return _text(_inner(document.get("port_context")).get("action"))
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _inner(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _at(document: Mapping[str, Any], *path: str) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from port_webhook_handlers.runtime.plain_schema import surely_valid
+from port_webhook_handlers.runtime.plain_schema import Check, plain_check
 
 Validate = Callable[[Any], Any]
 
@@ -34,6 +34,7 @@ class InputsValidator:
         if properties:
             self._schema["properties"] = properties
         self._validate = _compile(self._schema) if eager else None
+        self._plainly_valid: Check | None = None
         self._single: dict[str, Validate] = {}
 
     def errors(self, inputs: Any) -> dict[str, str]:
@@ -41,9 +42,11 @@ class InputsValidator:
 
         Values are not repeated: they may be confidential.
         """
+        if self._plainly_valid is None:
+            self._plainly_valid = plain_check(self._schema)
+        if self._plainly_valid(inputs):
+            return {}
         if self._validate is None:
-            if surely_valid(self._schema, inputs):
-                return {}
             self._validate = _compile(self._schema)
         try:
             self._validate(inputs)

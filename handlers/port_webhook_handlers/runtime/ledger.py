@@ -22,10 +22,11 @@ import json
 import os
 import queue
 import sqlite3
+import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -38,6 +39,8 @@ T = TypeVar("T")
 _GROUP_ROWS: Final = 256
 _GROUP_SECONDS: Final = 0.002
 _BULK_ROWS: Final = 64
+# As many as an agent has in flight: some milliseconds of the event loop, in which the writer would have as much to do.
+_ROWS_HERE: Final = 1_024
 _CHECKPOINT_ROWS: Final = 4_000
 _NONCE_BYTES: Final = 12
 _KEY_CHECK: Final = "key"
@@ -104,6 +107,13 @@ class OpenRun:
     accepted_at: float
 
 
+def _nonces() -> Iterator[bytes]:
+    # Every system call gives other threads the interpreter, which costs more than the call.
+    while True:
+        for (nonce,) in struct.iter_unpack(f"{_NONCE_BYTES}s", os.urandom(_NONCE_BYTES * 256)):
+            yield nonce
+
+
 class _Sealer:
     """AES-256-GCM, bound to the run, so that rows cannot be swapped."""
 
@@ -112,19 +122,19 @@ class _Sealer:
 
         # Keys of its own: nonces of the secrets store and of the ledger never meet under one key.
         self._aead = AESGCM(hmac.digest(key, b"port-webhook ledger 1", "sha256"))
-        self._mark_key = hmac.digest(key, b"port-webhook ledger marks 1", "sha256")
-        self._random = b""
+        mark_key = hmac.digest(key, b"port-webhook ledger marks 1", "sha256")
+        self._marker = hashlib.blake2b(key=mark_key, digest_size=32)
+        self._nonces = _nonces()
 
     def seal(self, run_id: str, plain: bytes) -> bytes:
-        # Every system call gives other threads the interpreter, which costs more than the call.
-        if not self._random:
-            self._random = os.urandom(_NONCE_BYTES * 256)
-        nonce, self._random = self._random[:_NONCE_BYTES], self._random[_NONCE_BYTES:]
+        nonce = next(self._nonces)
         return nonce + self._aead.encrypt(nonce, plain, run_id.encode())
 
     def mark(self, body_hash: bytes) -> bytes:
         """A hash that only this key can compare: from a plain one, short inputs could be guessed."""
-        return hashlib.blake2b(body_hash, key=self._mark_key, digest_size=32).digest()
+        marker = self._marker.copy()
+        marker.update(body_hash)
+        return marker.digest()
 
     def open(self, run_id: str, sealed: bytes) -> bytes:
         return self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], run_id.encode())
@@ -152,6 +162,15 @@ class _Claim:
 
 
 @dataclass(slots=True)
+class _Bulk:
+    """Many claims at once; its result says of each whether it was the first."""
+
+    rows: list[tuple[Any, ...]]
+    then: Then
+    result: list[bool] | None = None
+
+
+@dataclass(slots=True)
 class _Step:
     """A step of an asynchronous run: its start, its end or its last report."""
 
@@ -168,13 +187,14 @@ class _Group:
         parts: how many groups it is made of.
         count: how much is in it.
         rows: how much was written since the group before.
-        stored: claims that only wait for the disk.
+        stored, stored_bulks: claims that only wait for the disk.
         error: why the rest was not stored.
         lost: why nothing of it is on disk.
     """
 
     __slots__ = (
-        "answers", "claims", "count", "ends", "error", "lost", "others", "parts", "reported", "rows", "starts", "stored",
+        "answers", "bulks", "claims", "count", "ends", "error", "lost", "others", "parts", "reported", "rows", "starts",
+        "stored", "stored_bulks",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -182,6 +202,8 @@ class _Group:
         self.count = 0
         self.rows = 0
         self.stored: list[_Claim] = []
+        self.stored_bulks: list[_Bulk] = []
+        self.bulks: list[_Bulk] = []
         self.lost: LedgerError | None = None
         self.claims: list[_Claim] = []
         self.answers: list[tuple[tuple[Any, ...], Callable[[LedgerError | None], None]]] = []
@@ -191,12 +213,19 @@ class _Group:
         self.reported: list[_Step] = []
         self.error: LedgerError | None = None
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether all of it only waits for the disk."""
+        return self.count == len(self.stored) + sum(len(bulk.rows) for bulk in self.stored_bulks)
+
     def add(self, following: _Group) -> None:
         """Takes in what was asked later."""
         self.parts += following.parts
         self.count += following.count
         self.rows += following.rows
         self.stored += following.stored
+        self.stored_bulks += following.stored_bulks
+        self.bulks += following.bulks
         self.claims += following.claims
         self.answers += following.answers
         self.others += following.others
@@ -387,11 +416,9 @@ class Ledger:
             (run_id, route, "async", mark(body_hash), "queued", None, seal(run_id, payload), None, now, now)
             for run_id, route, body_hash, payload in claims
         ]
-
-        def operation(connection: sqlite3.Connection) -> list[bool]:
-            return _claim_rows(connection, rows)
-
-        return await self._submit(operation, single=False)
+        claimed: asyncio.Future[list[bool]] = self._future()
+        self._group(len(rows)).bulks.append(_Bulk(rows, _into(claimed)))
+        return await claimed
 
     async def lookup(self, run_id: str, route: str, body_hash: bytes) -> Claim | None:
         """The claim that a request would meet; None if the run id is unknown."""
@@ -770,12 +797,12 @@ class Ledger:
     def _put(self, operation: _Operation) -> None:
         self._group().others.append(operation)
 
-    def _group(self) -> _Group:
-        """The group for one thing more."""
+    def _group(self, count: int = 1) -> _Group:
+        """The group for one thing more, or for many."""
         group = self._submitted
         if not group.count:
             self._loop.call_soon(self._gather, 0, self._loop.time() + _GROUP_SECONDS)
-        group.count += 1
+        group.count += count
         return group
 
     def _gather(self, seen: int, until: float) -> None:
@@ -798,29 +825,45 @@ class Ledger:
 
     def _write_here(self, group: _Group) -> bool:
         """Writes claims and answers; whether nothing else is to be done, not even to wait for the disk."""
-        claims, answers = group.claims, group.answers
-        if group.count != len(claims) + len(answers) or group.count > _BULK_ROWS:
+        claims, answers, bulks = group.claims, group.answers, group.bulks
+        alone = len(claims) + len(answers)
+        if group.count != alone + sum(len(bulk.rows) for bulk in bulks) or alone > _BULK_ROWS:
             return False
         if not self._sql.acquire(blocking=False):
             return False
         try:
             if claims and self._written(_claims, [claim.row for claim in claims]):
                 group.stored, group.claims = claims, []
+            room = _ROWS_HERE
+            for bulk in bulks:
+                room -= len(bulk.rows)
+                if room >= 0 and self._written(_claims, bulk.rows):
+                    bulk.result = [True] * len(bulk.rows)
+                    group.stored_bulks.append(bulk)
+            group.bulks = [bulk for bulk in bulks if bulk.result is None]
             answered = bool(answers) and self._written(_answers, [row for row, _ in answers])
         finally:
             self._sql.release()
         if answered:
             self._rows += len(answers)
-            group.answers, group.count = [], len(claims)
+            group.answers, group.count = [], group.count - len(answers)
             for _, then in answers:
                 _tell(then, None)
         return not group.count
 
     def _written(self, statement: Callable[[int], str], rows: Sequence[tuple[Any, ...]]) -> bool:
+        connection = self._connection
         try:
-            _in_bulk(self._connection, statement, rows)
+            if len(rows) <= _BULK_ROWS:
+                _in_bulk(connection, statement, rows)
+                return True
+            connection.execute("BEGIN IMMEDIATE")
+            _in_bulk(connection, statement, rows)
+            connection.execute("COMMIT")
         except sqlite3.Error:
             # A repeat among the claims, or a failing disk: the writer finds out.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             return False
         return True
 
@@ -837,7 +880,7 @@ class Ledger:
             except queue.Empty:
                 pass
             with self._sql:
-                if group.count > len(group.stored):
+                if not group.is_stored:
                     self._commit(connection, group)
                 self._checkpoint(connection, group.rows)
             self._sync(connection, group)
@@ -860,7 +903,7 @@ class Ledger:
 
     def _sync(self, connection: sqlite3.Connection, group: _Group) -> None:
         """Makes what was committed survive a loss of power, which in WAL mode is up to the log's file alone."""
-        if group.error is not None and not group.stored:
+        if group.error is not None and not (group.stored or group.stored_bulks):
             return
         try:
             _fdatasync(self._log_file)
@@ -870,8 +913,16 @@ class Ledger:
             )
             # Their senders are told that nothing was stored, so nothing may be left of them. Of claims that were not
             # executed nobody knows whether they are the first with their run id.
-            executed = group.claims if group.error is None else ()
-            lost = [(claim.row[0],) for claim in (*group.stored, *executed) if claim.result is None]
+            claims, bulks = (*group.stored, *group.claims), (*group.stored_bulks, *group.bulks)
+            if group.error is not None:
+                claims, bulks = (*group.stored,), (*group.stored_bulks,)
+            lost = [(claim.row[0],) for claim in claims if claim.result is None]
+            lost += [
+                (row[0],)
+                for bulk in bulks
+                for row, new in zip(bulk.rows, bulk.result or (), strict=True)
+                if new
+            ]
             with self._sql, contextlib.suppress(sqlite3.Error):
                 connection.executemany("DELETE FROM runs WHERE run_id=?", lost)
 
@@ -969,6 +1020,8 @@ def _execute(connection: sqlite3.Connection, group: _Group, owner: str, now: flo
         for claim, new in zip(claims, _claim_rows(connection, [claim.row for claim in claims]), strict=True):
             if not new:
                 claim.result = connection.execute(_LOOKUP, (claim.row[0],)).fetchone()
+    for bulk in group.bulks:
+        bulk.result = _claim_rows(connection, bulk.rows)
     for operation in group.others:
         _apply(connection, operation)
     for start in range(0, len(group.starts), _BULK_ROWS):
@@ -1075,6 +1128,10 @@ def _resolve(group: _Group) -> None:
     error = group.error or group.lost
     for claim in group.claims:
         _tell(claim.then, claim.result, error)
+    for bulk in group.stored_bulks:
+        _tell(bulk.then, bulk.result, group.lost)
+    for bulk in group.bulks:
+        _tell(bulk.then, bulk.result, error)
     for _, then in group.answers:
         _tell(then, error)
     for step in (*group.starts, *group.ends, *group.reported):

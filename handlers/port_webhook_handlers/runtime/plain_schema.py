@@ -1,10 +1,16 @@
-"""A first look at inputs that costs no compiled validator: most are plain, and a cold start has to be short."""
+"""A first look at inputs, which is all that most of them need: quick to make and quick to apply.
+
+A full validator takes tens of milliseconds to compile, which a cold start would feel, and several times as long for
+plain inputs as this one.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+Check = Callable[[Any], bool]
 
 _IGNORED: Final = frozenset({"title", "description", "default", "examples", "$comment", "$schema", "$id"})
 _KNOWN: Final = frozenset(
@@ -14,79 +20,123 @@ _KNOWN: Final = frozenset(
     }
 )  # fmt: skip
 
+# A number without a fraction is an integer as well, but which library agrees with that is a matter of chance.
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "integer": (int,),
+    "number": (int, float),
+    "array": (list,),
+    "object": (dict,),
+}
 
-def surely_valid(schema: Any, value: Any) -> bool:
-    """Whether a value certainly satisfies a JSON Schema of draft 7.
 
-    False means only that it takes a full validator to tell: the value is wrong, or the schema says something that
-    this function does not know.
+def plain_check(schema: Any) -> Check:
+    """A function that tells whether a value certainly satisfies a JSON Schema of draft 7.
+
+    Its False means only that it takes a full validator to tell: the value is wrong, or the schema says something
+    that is not known here.
     """
-    if not isinstance(schema, Mapping):
-        return False
-    if any(key not in _KNOWN and key not in _IGNORED for key in schema):
-        return False
-    kinds = schema.get("type", ())
-    if kinds and not any(_is(kind, value) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
-        return False
-    if "enum" in schema and not _among(schema["enum"], value):
-        return False
-    if isinstance(value, str):
-        return _text(schema, value)
-    if isinstance(value, bool) or value is None:
-        return True
-    if isinstance(value, int | float):
-        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
-    if isinstance(value, list):
-        long_enough = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
-        return long_enough and (
-            "items" not in schema or all(surely_valid(schema["items"], item) for item in value)
-        )
-    return isinstance(value, dict) and _object(schema, value)
+    try:
+        checks = _checks(schema)
+    except (TypeError, ValueError, AttributeError, re.error):
+        # It is no schema; the full validator says what is wrong with it.
+        checks = {}
+
+    def check(value: Any) -> bool:
+        found = checks.get(type(value))
+        return found is not None and found(value)
+
+    return check
 
 
-def _is(kind: object, value: Any) -> bool:
-    match kind:
-        case "string":
-            return isinstance(value, str)
-        case "boolean":
-            return isinstance(value, bool)
-        case "null":
-            return value is None
-        case "integer":
-            return isinstance(value, int) and not isinstance(value, bool)
-        case "number":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "array":
-            return isinstance(value, list)
-        case "object":
-            return isinstance(value, dict)
+def _checks(schema: Any) -> dict[type, Check]:
+    """What is checked of a value, by its type; other types are not known to be right."""
+    if not isinstance(schema, Mapping) or any(key not in _KNOWN and key not in _IGNORED for key in schema):
+        return {}
+    kinds = schema.get("type", list(_TYPES))
+    names = [kinds] if isinstance(kinds, str) else kinds
+    types = [kind for name in names for kind in _TYPES.get(name, ())]
+    checks: dict[type, Check] = {kind: _MAKERS[kind](schema) for kind in types}
+    if "enum" in schema:
+        return {kind: _among(schema["enum"], kind, check) for kind, check in checks.items()}
+    return checks
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _nothing(value: Any) -> bool:
     return False
 
 
-def _among(choices: Any, value: Any) -> bool:
+def _among(choices: Any, kind: type, check: Check) -> Check:
+    if kind in (list, dict):
+        return _nothing
     # Python's 1 equals True and 1.0, JSON's does not.
-    return any(type(choice) is type(value) and choice == value for choice in choices) and not isinstance(
-        value, list | dict
+    allowed = frozenset(choice for choice in choices if type(choice) is kind)
+    return lambda value: value in allowed and check(value)
+
+
+def _text(schema: Mapping[str, Any]) -> Check:
+    low, high, pattern = schema.get("minLength", 0), schema.get("maxLength"), schema.get("pattern")
+    if pattern is None:
+        if not low and high is None:
+            return _anything
+        return lambda value: low <= len(value) and (high is None or len(value) <= high)
+    body = pattern.removesuffix("$")
+    if "$" in body or (body != pattern and body.endswith("\\")):
+        return _nothing
+    # Python's $ would also match before a line feed at the end.
+    search = re.compile(pattern if body == pattern else body + r"\Z").search
+    return lambda value: (
+        low <= len(value) and (high is None or len(value) <= high) and search(value) is not None
     )
 
 
-def _text(schema: Mapping[str, Any], value: str) -> bool:
-    if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
-        return False
-    pattern = schema.get("pattern")
-    # Python's $ would also match before a line feed at the end.
-    return pattern is None or re.search(pattern.replace("$", r"\Z"), value) is not None
+def _number(schema: Mapping[str, Any]) -> Check:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is None and high is None:
+        return _anything
+    return lambda value: (low is None or low <= value) and (high is None or value <= high)
 
 
-def _object(schema: Mapping[str, Any], value: dict[str, Any]) -> bool:
-    properties = schema.get("properties", {})
-    further = schema.get("additionalProperties", True)
-    if any(name not in value for name in schema.get("required", ())):
-        return False
-    for name, item in value.items():
-        if name in properties:
-            if not surely_valid(properties[name], item):
-                return False
-        elif further is not True:
+def _array(schema: Mapping[str, Any]) -> Check:
+    low, high = schema.get("minItems", 0), schema.get("maxItems")
+    items = plain_check(schema["items"]) if "items" in schema else _anything
+    return lambda value: low <= len(value) and (high is None or len(value) <= high) and all(map(items, value))
+
+
+def _object(schema: Mapping[str, Any]) -> Check:
+    properties = {name: _checks(item) for name, item in schema.get("properties", {}).items()}
+    required = frozenset(schema.get("required", ()))
+    open_ended = schema.get("additionalProperties", True) is True
+
+    def check(value: dict[str, Any]) -> bool:
+        if not required <= value.keys():
             return False
-    return True
+        for name, item in value.items():
+            checks = properties.get(name)
+            if checks is None:
+                if not open_ended:
+                    return False
+                continue
+            found = checks.get(type(item))
+            if found is None or not found(item):
+                return False
+        return True
+
+    return check
+
+
+_MAKERS: Final[Mapping[type, Callable[[Mapping[str, Any]], Check]]] = {
+    str: _text,
+    bool: lambda schema: _anything,
+    type(None): lambda schema: _anything,
+    int: _number,
+    float: _number,
+    list: _array,
+    dict: _object,
+}

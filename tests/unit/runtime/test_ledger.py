@@ -1101,3 +1101,104 @@ def test_the_log_is_copied_also_where_answers_pass_the_writer_by(
         assert ledger._unchecked == 1
 
     run(tmp_path / "ledger.db", scenario)
+
+
+@pytest.mark.parametrize("count", [3, 100, 1_100])
+def test_many_claims_on_a_disk_that_fails_leave_nothing_but_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    fails = [False]
+    fdatasync = module._fdatasync
+
+    def failing(descriptor: int) -> None:
+        if fails[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(module, "_fdatasync", failing)
+    claims = [(f"r_{number}", "r", b"h", b"") for number in range(count)]
+
+    async def known(ledger: Ledger) -> list[bool]:
+        return [await ledger.lookup(run_id, "r", b"h") is not None for run_id, *_ in claims]
+
+    async def scenario(ledger: Ledger) -> None:
+        fails[0] = True
+        with pytest.raises(LedgerError, match="Input/output error"):
+            await ledger.claim_many(claims)
+        fails[0] = False
+        assert await known(ledger) == [False] * count
+        assert await ledger.claim_many(claims[:1]) == [True]
+        fails[0] = True
+        # A repeat among them takes all of them to the writer.
+        with pytest.raises(LedgerError, match="Input/output error"):
+            await ledger.claim_many(claims)
+        fails[0] = False
+        assert await known(ledger) == [True] + [False] * (count - 1)
+        assert await ledger.claim_many(claims) == [False] + [True] * (count - 1)
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+def test_many_claims_are_written_on_the_event_loop_unless_they_would_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_writer: list[int] = []
+    execute = module._execute
+
+    def noting(connection: Any, group: Any, *rest: Any) -> None:
+        by_writer.append(sum(len(bulk.rows) for bulk in group.bulks))
+        execute(connection, group, *rest)
+
+    monkeypatch.setattr(module, "_execute", noting)
+
+    async def scenario(ledger: Ledger) -> None:
+        by_writer.clear()
+        for name, count in (("a", 1), ("b", 1_024), ("c", 1_025)):
+            claims = [(f"{name}_{number}", "r", b"h", b"") for number in range(count)]
+            assert await ledger.claim_many(claims) == [True] * count
+        assert by_writer == [1_025]
+        # Asked for at once: what fits is written here, the rest by the writer.
+        both = [[(f"{name}_{number}", "r", b"h", b"") for number in range(600)] for name in ("d", "e")]
+        assert await asyncio.gather(*map(ledger.claim_many, both)) == [[True] * 600] * 2
+        assert by_writer == [1_025, 600]
+        assert await ledger.waiting() == 3_250
+
+    run(tmp_path / "ledger.db", scenario)
+
+
+@pytest.mark.parametrize("repeats", [[], [("first", "r", b"h", b"")]], ids=["new", "with a repeat"])
+def test_many_claims_that_wait_for_the_writer_share_its_next_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeats: list[tuple[str, str, bytes, bytes]]
+) -> None:
+    slow, go_on, syncs = threading.Event(), threading.Event(), [0]
+    fdatasync = module._fdatasync
+
+    def waiting(descriptor: int) -> None:
+        syncs[0] += 1
+        if slow.is_set():
+            go_on.wait(10)
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(module, "_fdatasync", waiting)
+
+    async def scenario(ledger: Ledger) -> None:
+        slow.set()
+        first = asyncio.ensure_future(ledger.claim_many([("first", "r", b"h", b"")]))
+        before = syncs[0]
+        while syncs[0] == before:
+            await asyncio.sleep(0.001)
+        others = []
+        for name in ("a", "b", "c"):
+            claims = [(f"{name}_{number}", "r", b"h", b"") for number in range(10)]
+            others.append(asyncio.ensure_future(ledger.claim_many([*claims, *repeats])))
+            # A group of its own.
+            await asyncio.sleep(0.02)
+        slow.clear()
+        go_on.set()
+        async with asyncio.timeout(10):
+            expected = [True] * 10 + [False] * len(repeats)
+            assert await asyncio.gather(first, *others) == [[True], expected, expected, expected]
+        assert await ledger.waiting() == 31
+        assert syncs[0] == before + 3, "the first, the three, and the question how many wait"
+
+    run(tmp_path / "ledger.db", scenario)
