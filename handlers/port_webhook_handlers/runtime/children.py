@@ -418,6 +418,9 @@ class ChildPool:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=_WATCH_SECONDS)
         self._idle.clear()
+        self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
         for route in self._routes.values():
             while route.waiting:
                 route.waiting.popleft().end(None)
@@ -431,6 +434,10 @@ class ChildPool:
 
     def _assign(self) -> None:
         self._assigning = False
+        if self._closed:
+            # A child that is started now would only have to be ended as well, and so on without end.
+            self._refuse_waiting()
+            return
         for name, route in self._routes.items():
             while route.waiting:
                 child = self._free(route)

@@ -239,6 +239,18 @@ def test_what_is_being_started_ends_with_the_pool(tmp_path: Path) -> None:
     run(tmp_path, scenario)
 
 
+def test_a_pool_that_is_closed_starts_nothing_more(tmp_path: Path) -> None:
+    async def scenario(b: Bench) -> None:
+        await b.pool.close()
+        async with asyncio.timeout(5):
+            with pytest.raises(NotStartedError):
+                await b.ask_as("late")
+        assert not b.pool._alive
+        assert not b.pool._tasks
+
+    run(tmp_path, scenario)
+
+
 def test_children_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(children, "_PREPARE_RUNS", 80)
     monkeypatch.setattr(children, "_MAX_RUNS", 120)
