@@ -943,9 +943,8 @@ def test_the_writer_survives_a_database_that_somebody_else_holds(tmp_path: Path)
     run(tmp_path / "ledger.db", scenario)
 
 
-def test_claims_that_the_disk_does_not_keep_are_not_claims(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def failing_disk(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """While its only item is true, nothing can be made to survive a loss of power."""
     fails = [False]
     fdatasync = module._fdatasync
 
@@ -955,6 +954,13 @@ def test_claims_that_the_disk_does_not_keep_are_not_claims(
         fdatasync(descriptor)
 
     monkeypatch.setattr(module, "_fdatasync", failing)
+    return fails
+
+
+def test_claims_that_the_disk_does_not_keep_are_not_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = failing_disk(monkeypatch)
 
     async def scenario(ledger: Ledger) -> None:
         assert (await soon(ledger, "r_1")).new
@@ -986,21 +992,15 @@ def test_claims_that_the_disk_does_not_keep_are_not_claims(
 def test_a_disk_that_fails_takes_no_earlier_run_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fails = [False]
-    execute, fdatasync = module._execute, module._fdatasync
+    fails = failing_disk(monkeypatch)
+    execute = module._execute
 
     def refusing(*arguments: Any) -> None:
         if fails[0]:
             raise sqlite3.OperationalError("disk I/O error")
         execute(*arguments)
 
-    def failing(descriptor: int) -> None:
-        if fails[0]:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        fdatasync(descriptor)
-
     monkeypatch.setattr(module, "_execute", refusing)
-    monkeypatch.setattr(module, "_fdatasync", failing)
 
     async def scenario(ledger: Ledger) -> None:
         assert (await soon(ledger, "r_1")).new
@@ -1107,15 +1107,7 @@ def test_the_log_is_copied_also_where_answers_pass_the_writer_by(
 def test_many_claims_on_a_disk_that_fails_leave_nothing_but_the_earlier_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    fails = [False]
-    fdatasync = module._fdatasync
-
-    def failing(descriptor: int) -> None:
-        if fails[0]:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        fdatasync(descriptor)
-
-    monkeypatch.setattr(module, "_fdatasync", failing)
+    fails = failing_disk(monkeypatch)
     claims = [(f"r_{number}", "r", b"h", b"") for number in range(count)]
 
     async def known(ledger: Ledger) -> list[bool]:

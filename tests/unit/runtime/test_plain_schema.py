@@ -88,6 +88,9 @@ def test_what_it_accepts_the_full_validator_accepts(schema: dict[str, Any], valu
         ({"type": "number", "maximum": 1}, 1.5, False),
         ({"type": "unheard of"}, "a", False),
         ({"properties": 5}, {}, False),
+        ({"type": "string", "maxLength": "3"}, "a", False),
+        ({"type": "integer", "minimum": None}, 1, False),
+        ({"type": "integer"}, 10**400, True),
     ],
 )
 def test_it_is_sure_of_plain_cases_only(schema: Any, value: Any, sure: bool) -> None:
